@@ -1,0 +1,1 @@
+"""Small words that everything uses: types, checks, seeds, files."""
