@@ -7,6 +7,7 @@ the value that broke it in one line.
 import difflib
 import math
 from collections.abc import Iterable
+from numbers import Real
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ def violation(name: str, expected: str, got: object) -> str:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+    return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
 
 
 def positive_int(name: str, value: Any) -> int:
