@@ -1,0 +1,13 @@
+"""What is believed before the data: prior distributions and the maps from their supports to R^d."""
+
+from visbi.priors.distributions import BoxUniform, MultipleIndependent, TruncatedNormal, as_prior
+from visbi.priors.transforms import coordinates, mcmc_transform
+
+__all__ = [
+    "BoxUniform",
+    "MultipleIndependent",
+    "TruncatedNormal",
+    "as_prior",
+    "coordinates",
+    "mcmc_transform",
+]
