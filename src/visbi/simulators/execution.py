@@ -1,0 +1,109 @@
+"""Chunks of runs over joblib's workers, with a progress bar and a store.
+
+Which backend runs them (loky processes, threads, Dask, Ray) is for the caller's
+`joblib.parallel_config` to say. Chunks finish in any order and are put back into theirs.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from visbi.core.random import spawn_seeds
+from visbi.simulators.calling import CallStyle, Simulator
+from visbi.simulators.chunk import ChunkResult, run_chunk
+from visbi.simulators.store import ChunkStore
+
+__all__ = ["Plan", "run_plan"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that fixes the numbers of a run.
+
+    Attributes:
+        simulator: theta -> x.
+        style: how it wants to be called.
+        theta: all thetas, (n, D).
+        seed: from which every call's seed is derived.
+        rows: thetas in a chunk.
+    """
+
+    simulator: Simulator
+    style: CallStyle
+    theta: Tensor
+    seed: int
+    rows: int
+
+    @property
+    def n_chunks(self) -> int:
+        """How many chunks there are; the last one may be short."""
+        return -(-len(self.theta) // self.rows)
+
+    def slice(self, index: int) -> slice:
+        """The rows of a chunk."""
+        return slice(index * self.rows, (index + 1) * self.rows)
+
+    def seeds(self) -> list[list[int]]:
+        """For each chunk the seeds of its calls: one if batched, else one for each row."""
+        if self.style.batched:
+            return [[seed] for seed in spawn_seeds(self.seed, self.n_chunks)]
+        seeds = spawn_seeds(self.seed, len(self.theta))
+        return [seeds[self.slice(i)] for i in range(self.n_chunks)]
+
+
+def run_plan(
+    plan: Plan, store: ChunkStore | None, workers: int | None, show_progress_bar: bool
+) -> list[ChunkResult]:
+    """The results of all chunks, in order: from the store where it has them, else run."""
+    from tqdm.auto import tqdm
+
+    done = {i: r for i in range(plan.n_chunks) if store is not None and (r := store.load(i)) is not None}
+    todo = [(i, s) for i, s in enumerate(plan.seeds()) if i not in done]
+    failed = sum(len(result.failures) for result in done.values())
+    with tqdm(
+        total=len(plan.theta),
+        initial=sum(len(result.succeeded) for result in done.values()),
+        desc="simulating",
+        disable=not show_progress_bar,
+    ) as bar:
+        for index, result in _in_parallel(plan, todo, workers):
+            if store is not None:
+                store.save(index, result)
+            done[index] = result
+            failed += len(result.failures)
+            bar.update(len(result.succeeded))
+            bar.set_postfix_str(f"{failed} failed" if failed else "")
+    return [done[i] for i in range(plan.n_chunks)]
+
+
+def _in_parallel(
+    plan: Plan, todo: list[tuple[int, list[int]]], workers: int | None
+) -> Iterator[tuple[int, ChunkResult]]:
+    from joblib import Parallel, delayed, effective_n_jobs
+
+    theta = plan.theta.numpy()
+    tasks = (delayed(_task)(i, plan.simulator, plan.style, theta[plan.slice(i)], seeds) for i, seeds in todo)
+    try:
+        parallel = Parallel(n_jobs=workers, return_as="generator_unordered")
+    except ValueError:  # a backend that hands over whole lists only: give it a few chunks at a time
+        parallel = Parallel(n_jobs=workers)
+        for wave in _waves(tasks, 4 * effective_n_jobs(workers)):  # type: ignore[arg-type]
+            yield from parallel(wave)  # type: ignore[misc]
+        return
+    yield from parallel(tasks)  # type: ignore[misc]
+
+
+def _waves(tasks: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    iterator = iter(tasks)
+    while wave := list(islice(iterator, size)):
+        yield wave
+
+
+def _task(
+    index: int, simulator: Simulator, style: CallStyle, theta: np.ndarray, seeds: list[int]
+) -> tuple[int, ChunkResult]:
+    return index, run_chunk(simulator, style, theta, seeds)
