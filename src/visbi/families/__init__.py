@@ -1,0 +1,17 @@
+"""q: one contract, many bodies."""
+
+from visbi.families.base import Body, Draws, Family, LinkedFamily
+from visbi.families.custom import DistributionFamily, family_from
+from visbi.families.names import FAMILY_NAMES, named_body, named_family
+
+__all__ = [
+    "FAMILY_NAMES",
+    "Body",
+    "DistributionFamily",
+    "Draws",
+    "Family",
+    "LinkedFamily",
+    "family_from",
+    "named_body",
+    "named_family",
+]

@@ -1,0 +1,185 @@
+r"""What a variational family is: a distribution q over theta whose parameters can be learnt.
+
+A family has a *body*, a distribution over z in R^d, and the coordinates that carry z to the prior's
+support: theta = link(z), log q(theta) = log q(z) - log|dtheta/dz|. Families whose user defines them on the support
+directly have no link (`families.custom`).
+
+Gradients. For draws theta = f_phi(u) the derivative of log q_phi(theta) has two parts,
+
+    d/dphi log q_phi(f_phi(u)) = [d/dtheta log q] df/dphi  (through the path)  +  d/dphi log q_phi(theta)|_theta  (the score).
+
+Every objective wants one of: both, the path alone (sticking the landing, Roeder et al. 2017; DReG, Tucker et al.
+2019), or the score alone (forward KL on draws of q). `Draws` carries the total and the path part; the score part
+is their difference. The path part needs only the vector v = d/dtheta log q(theta) at the draws, because
+<v, theta> - <v, theta>.detach() has just that gradient: no second copy of q with frozen parameters.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from visbi.core.checks import violation
+from visbi.core.types import Shape
+from visbi.priors.transforms import Coordinates
+
+__all__ = ["Body", "Draws", "Family", "LinkedFamily", "path_part"]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """N draws of q and their log-densities.
+
+    Attributes:
+        theta: (N, D), differentiable through the path if q can be reparameterised.
+        log_q: (N,) float64, its gradient the total derivative.
+        log_q_path: (N,) float64, the same values, its gradient through theta alone; None if not asked for or if q
+            cannot be reparameterised.
+    """
+
+    theta: Tensor
+    log_q: Tensor
+    log_q_path: Tensor | None = None
+
+    @property
+    def log_q_score(self) -> Tensor:
+        """(N,), the same values, its gradient with theta held fixed."""
+        if self.log_q_path is None:
+            return self.log_q  # theta carries no gradient, so the total derivative is the score
+        return self.log_q - self.log_q_path + self.log_q_path.detach()
+
+
+def path_part(log_q: Tensor, z: Tensor, score: Tensor) -> Tensor:
+    """log_q's values with the gradient <score, dz>: log q with its parameters held fixed.
+
+    Args:
+        log_q: (N,). z: (N, d), with its graph. score: (N, d), d log q / dz.
+    """
+    return log_q.detach() + (score.detach() * (z - z.detach())).sum(-1)
+
+
+class Family(nn.Module, ABC):
+    """A trainable distribution over theta on the prior's support.
+
+    Attributes:
+        reparameterised: whether draws are differentiable in the parameters.
+        event_shape: (D,).
+    """
+
+    reparameterised: bool = True
+    has_rsample: bool = True
+    event_shape: torch.Size
+    batch_shape = torch.Size()
+
+    @abstractmethod
+    def draw(self, n: int, *, path: bool = True) -> Draws:
+        """`n` draws; `path=False` skips the path part where it is not needed."""
+
+    @abstractmethod
+    def log_prob(self, theta: Tensor) -> Tensor:
+        """log q(theta) for theta (..., D), (...) float64; -inf outside the support, never NaN."""
+
+    def sample_and_log_prob(self, n: int) -> tuple[Tensor, Tensor]:
+        """`n` draws (n, D) and their log-densities (n,), both differentiable."""
+        draws = self.draw(n, path=False)
+        return draws.theta, draws.log_q
+
+    def rsample(self, sample_shape: Shape = ()) -> Tensor:
+        """Draws of shape (*sample_shape, D), differentiable."""
+        shape = torch.Size(sample_shape)
+        return self.sample_and_log_prob(max(shape.numel(), 1))[0].reshape(*shape, -1)
+
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
+        """Draws of shape (*sample_shape, D), no gradient."""
+        with torch.no_grad():
+            return self.rsample(sample_shape)
+
+    def trainable(self) -> list[Tensor]:
+        """The tensors an optimiser steps."""
+        return [p for p in self.parameters() if p.requires_grad]
+
+    @abstractmethod
+    def fresh(self) -> "Family":
+        """A new family of the same make, its weights as at the beginning; ValueError if it cannot be rebuilt."""
+
+
+class Body(nn.Module, ABC):
+    """A trainable distribution over R^d."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        if dim < 1:
+            raise ValueError(violation("prior", "at least one free dimension", dim))
+        self.dim = dim
+
+    @abstractmethod
+    def rsample_and_log_prob(self, n: int) -> tuple[Tensor, Tensor]:
+        """z (n, d) and log q(z) (n,), differentiable."""
+
+    @abstractmethod
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log q(z) (N,) for z (N, d)."""
+
+    def score_at_draws(self, z: Tensor) -> Tensor:
+        """d log q / dz at z (N, d), without gradient."""
+        with torch.enable_grad():
+            leaf = z.detach().requires_grad_()
+            return torch.autograd.grad(self.log_prob(leaf).sum(), leaf)[0]
+
+    def draw(self, n: int, *, path: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        """z, log q and its path part."""
+        z, log_q = self.rsample_and_log_prob(n)
+        if not (path and torch.is_grad_enabled()):
+            return z, log_q, None
+        return z, log_q, path_part(log_q, z, self.score_at_draws(z))
+
+
+class LinkedFamily(Family):
+    """A body on R^d carried to the prior's support.
+
+    Args:
+        body: the distribution over z.
+        coords: the map between theta and z.
+        build: makes a body like it with fresh weights.
+    """
+
+    def __init__(self, body: Body, coords: Coordinates, build: Any) -> None:
+        super().__init__()
+        self.body, self.coords, self._build = body, coords, build
+        self.event_shape = torch.Size([coords.dim_theta])
+
+    @property
+    def support(self) -> Any:
+        """The prior's support."""
+        return self.coords.support
+
+    def draw(self, n: int, *, path: bool = True) -> Draws:
+        z, log_q, log_q_path = self.body.draw(n, path=path)
+        theta, ladj = self.coords.to_theta(z)
+        return Draws(theta, log_q.double() - ladj, None if log_q_path is None else log_q_path.double() - ladj)
+
+    def log_prob(self, theta: Tensor) -> Tensor:
+        contained = self.coords.contains(theta)
+        # a point outside is moved to one that is inside before any arithmetic, so that no NaN is born
+        safe = torch.where(contained[..., None], theta, self._anchor(theta))
+        z, ladj = self.coords.to_z(safe)
+        flat = z.reshape(-1, z.shape[-1])
+        log_q = self.body.log_prob(flat.to(self._dtype())).double().reshape(z.shape[:-1]) - ladj
+        return torch.where(contained, log_q, -torch.inf)
+
+    def fresh(self) -> "LinkedFamily":
+        body = self._build(self.body.dim).to(self.coords.low.device)
+        return LinkedFamily(body, self.coords, self._build)
+
+    def _anchor(self, theta: Tensor) -> Tensor:
+        zero = torch.zeros(1, self.body.dim, dtype=torch.float64, device=theta.device)
+        return self.coords.to_theta(zero)[0][0].to(theta.dtype)
+
+    def _dtype(self) -> torch.dtype:
+        return next(iter(self._floats()), torch.zeros(())).dtype
+
+    def _floats(self) -> Iterable[Tensor]:
+        return (p for p in self.body.parameters() if p.is_floating_point())

@@ -1,0 +1,207 @@
+r"""Flow bodies through zuko, built in the direction that samples fast.
+
+The objectives of variational inference sample from q at every step and evaluate it at its own draws. An
+autoregressive transform costs one pass of its network in one direction and d passes in the other; so here its
+one-pass direction is the one that turns noise into z (an inverse autoregressive flow, Kingma et al. 2016).
+log q at arbitrary points then costs d passes, which only a user who asks for it pays.
+
+The vector v = d log q / dz at q's own draws, which path gradients need, is carried along while sampling instead
+of being found by inversion (Vaitl, Nicoli, Nakajima, Kessel 2022). For one layer y = f(x) with Jacobian J,
+
+    v_y = J^{-T} (v_x - grad_x log|det J|),   v_u = -u  at the base,
+
+and J of an autoregressive layer is triangular: J = diag(df/dx) + (df/dphi)(dphi/dx), with dphi/dx carried forward
+through the masked network as a product of its weight matrices.
+
+Flows of which one direction is a closed form and the other a bisection but neither is autoregressive (Gaussianization)
+and coupling flows, one pass both ways, keep zuko's own direction or need no choice.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from visbi.core.zuko_import import zuko
+from visbi.families.base import Body
+
+__all__ = ["AutoregressiveBody", "CouplingFlowBody", "GaussianizationBody"]
+
+_LOG_2PI = math.log(2 * math.pi)
+
+
+def _standard_normal(u: Tensor) -> Tensor:
+    return -0.5 * u.square().sum(-1) - 0.5 * u.shape[-1] * _LOG_2PI
+
+
+class _FlowBody(Body):
+    """A zuko flow whose forward direction carries noise u to z."""
+
+    def __init__(self, dim: int, flow: Any) -> None:
+        super().__init__(dim)
+        self.layers = nn.ModuleList(flow.transform.transforms)
+        # outputs near zero make every layer near the identity: q starts as the prior in its coordinates
+        for layer in self.layers:
+            _shrink(layer)
+
+    def _noise(self, n: int) -> Tensor:
+        weight = next(self.parameters())
+        return torch.randn(n, self.dim, dtype=weight.dtype, device=weight.device)
+
+    def rsample_and_log_prob(self, n: int) -> tuple[Tensor, Tensor]:
+        u = self._noise(n)
+        z, log_q = u, _standard_normal(u)
+        for layer in self.layers:
+            z, ladj = layer(None).call_and_ladj(z)
+            log_q = log_q - _total(ladj, log_q)
+        return z, log_q
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        log_q = z.new_zeros(z.shape[:-1])
+        for layer in reversed(self.layers):
+            transform = layer(None)
+            x = transform.inv(z)
+            _, ladj = transform.call_and_ladj(x)
+            log_q, z = log_q - _total(ladj, log_q), x
+        return log_q + _standard_normal(z)
+
+
+class CouplingFlowBody(_FlowBody):
+    """Affine coupling layers (NICE and RealNVP; Dinh et al. 2015, 2017): one pass in both directions."""
+
+    def __init__(self, dim: int, *, num_transforms: int, hidden_features: int) -> None:
+        super().__init__(
+            dim, zuko.flows.NICE(dim, transforms=num_transforms, hidden_features=[hidden_features] * 2)
+        )
+
+
+class AutoregressiveBody(_FlowBody):
+    """Masked autoregressive layers sampled in one pass.
+
+    Args:
+        dim: d.
+        flow: one of zuko's autoregressive flows (MAF, NSF, NAF, UNAF, SOSPF).
+        num_transforms: number of layers.
+        hidden_features: width of the two hidden layers of each masked network.
+
+    >>> body = AutoregressiveBody(3, zuko.flows.MAF, num_transforms=2, hidden_features=16)
+    >>> z, log_q = body.rsample_and_log_prob(4)
+    >>> bool(torch.allclose(body.log_prob(z), log_q, atol=1e-4))
+    True
+    """
+
+    def __init__(self, dim: int, flow: Callable[..., Any], *, num_transforms: int, hidden_features: int) -> None:
+        super().__init__(dim, flow(dim, transforms=num_transforms, hidden_features=[hidden_features] * 2))
+
+    def draw(self, n: int, *, path: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        if not (path and torch.is_grad_enabled()):
+            return *self.rsample_and_log_prob(n), None
+        u = self._noise(n)
+        z, log_q, score = u, _standard_normal(u), -u
+        for layer in self.layers:
+            score = _pull_back(layer, z.detach(), score)
+            z, ladj = layer(None).call_and_ladj(z)
+            log_q = log_q - _total(ladj, log_q)
+        value = log_q.detach()
+        return z, log_q, value + (score * (z - z.detach())).sum(-1)
+
+
+class GaussianizationBody(Body):
+    """Gaussianization flow (Meng et al. 2020): zuko's direction, data to noise in closed form, noise to data by bisection.
+
+    Each layer is a mixture cdf per entry and a rotation, so q is mixture-like in every direction it turns to.
+    """
+
+    def __init__(self, dim: int, *, num_transforms: int) -> None:
+        super().__init__(dim)
+        # float64: the inverse by bisection and the tails of erf lose too much in float32
+        self.flow = zuko.flows.GF(dim, transforms=num_transforms).double()
+        with torch.no_grad():  # near the identity, components apart just enough to part ways
+            for layer in self.flow.transform.transforms:
+                for phi, spread in zip(getattr(layer, "phi", ()), (0.3, 0.0), strict=False):
+                    phi.normal_(std=spread) if spread else phi.zero_()
+
+    def rsample_and_log_prob(self, n: int) -> tuple[Tensor, Tensor]:
+        weight = next(self.parameters())
+        u = torch.randn(n, self.dim, dtype=weight.dtype, device=weight.device)
+        z, ladj = self.flow.transform(None).inv.call_and_ladj(u)
+        return z, _standard_normal(u) - _total(ladj, u[:, 0])
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        u, ladj = self.flow.transform(None).call_and_ladj(z.double())
+        return _standard_normal(u) + _total(ladj, u[:, 0])
+
+
+def _total(ladj: Tensor, like: Tensor) -> Tensor:
+    """A log-Jacobian summed over entries where the transform left them apart."""
+    return ladj.sum(-1) if ladj.ndim > like.ndim else ladj
+
+
+def _shrink(layer: nn.Module) -> None:
+    with torch.no_grad():
+        for network in (getattr(layer, "hyper", None), getattr(getattr(layer, "univariate", None), "integrand", None)):
+            if network is not None:
+                last = [m for m in network.modules() if hasattr(m, "weight")][-1]
+                last.weight.mul_(1e-2)
+                if last.bias is not None:
+                    last.bias.zero_()
+        for phi in getattr(layer, "phi", None) or ():
+            phi.mul_(1e-2)
+
+
+@torch.no_grad()
+def _pull_back(layer: Any, x: Tensor, score: Tensor) -> Tensor:
+    """v_y from v_x for one layer; see the module's text."""
+    if not hasattr(layer, "hyper"):
+        return _pull_back_elementwise(layer(None), x, score)
+    phi, jacobian, last = _masked_network(layer.hyper, x)
+    shape = (x.shape[0], x.shape[1], -1)
+    with torch.enable_grad():
+        phi = phi.reshape(shape).requires_grad_()
+        x = x.detach().requires_grad_()
+        y, ladj = layer.univariate(*zuko.utils.unpack(phi, layer.shapes)).call_and_ladj(x)
+        (y_phi,) = torch.autograd.grad(y.sum(), phi, retain_graph=True)
+        grads = torch.autograd.grad(ladj.sum(), (x, phi), allow_unused=True)
+    ladj_x, ladj_phi = (torch.zeros_like(t) if g is None else g for g, t in zip(grads, (x, phi), strict=True))
+    # network part of both derivatives, (N, d + 1, hidden) @ (N, hidden, d)
+    per_entry = last.reshape(x.shape[1], -1, last.shape[1])
+    rows = torch.bmm(y_phi.transpose(0, 1), per_entry).transpose(0, 1)
+    extra = ladj_phi.flatten(1) @ last
+    product = torch.cat([rows, extra[:, None]], 1) @ jacobian.mT
+    rhs = score - ladj_x - product[:, -1]
+    order = torch.argsort(layer.order, stable=True)
+    triangle = product[:, :-1][:, order][:, :, order] + torch.diag_embed(ladj.exp()[:, order])
+    solved = torch.linalg.solve_triangular(triangle.mT, rhs[:, order, None], upper=True)[..., 0]
+    return torch.empty_like(solved).index_copy_(1, order, solved)
+
+
+def _pull_back_elementwise(transform: Any, x: Tensor, score: Tensor) -> Tensor:
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        ladj = transform.call_and_ladj(x)[1]
+        ladj_x = torch.autograd.grad(ladj.sum(), x, allow_unused=True)[0] if ladj.requires_grad else None
+    base = getattr(transform, "base", transform)
+    slope = base.log_abs_det_jacobian(x.detach(), base(x.detach())).exp()
+    return (score - (0 if ladj_x is None else ladj_x)) / slope
+
+
+def _masked_network(network: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Output of a masked MLP (N, P), Jacobian of its last hidden layer (N, d, H), and its last weight (P, H)."""
+    *hidden, last = network
+    h, jacobian = x, None
+    for module in hidden:
+        if hasattr(module, "mask"):
+            weight = module.mask * module.weight
+            h = functional.linear(h, weight, module.bias)
+            jacobian = weight.mT if jacobian is None else jacobian @ weight.mT
+        else:
+            with torch.enable_grad():
+                leaf = h.detach().requires_grad_()
+                out = module(leaf)
+                slope = torch.autograd.grad(out.sum(), leaf)[0]
+            h, jacobian = out.detach(), slope[:, None] * jacobian  # type: ignore[operator]
+    weight = last.mask * last.weight
+    return functional.linear(h, weight, last.bias), jacobian, weight  # type: ignore[return-value]

@@ -1,0 +1,71 @@
+r"""Gaussian bodies: z = m + L u, u ~ N(0, I), with L lower triangular or diagonal.
+
+log q(z) = -sum_i log L_ii - |u|^2 / 2 - (d/2) log 2 pi,  d log q / dz = -L^{-T} u. Parameters and algebra are
+float64: covariances decide.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from visbi.families.base import Body
+
+__all__ = ["GaussianBody"]
+
+
+class GaussianBody(Body):
+    """N(m, L L') with L a full lower triangle, or diagonal.
+
+    Args:
+        dim: d.
+        diagonal: whether only the diagonal of L is free.
+
+    >>> body = GaussianBody(2)
+    >>> z, log_q = body.rsample_and_log_prob(3)
+    >>> bool(torch.allclose(body.log_prob(z), log_q))
+    True
+    """
+
+    def __init__(self, dim: int, *, diagonal: bool = False) -> None:
+        super().__init__(dim)
+        self.loc = nn.Parameter(torch.zeros(dim, dtype=torch.float64))
+        self.log_diag = nn.Parameter(torch.zeros(dim, dtype=torch.float64))
+        below = dim * (dim - 1) // 2
+        self.below = None if diagonal else nn.Parameter(torch.zeros(below, dtype=torch.float64))
+
+    @property
+    def scale_tril(self) -> Tensor:
+        """L, (d, d)."""
+        diag = self.log_diag.exp().diag_embed()
+        if self.below is None:
+            return diag
+        i, j = torch.tril_indices(self.dim, self.dim, -1, device=diag.device)
+        return diag.index_put((i, j), self.below)
+
+    def set_(self, loc: Tensor, scale_tril: Tensor) -> None:
+        """Overwrite m and L in place."""
+        with torch.no_grad():
+            self.loc.copy_(loc)
+            self.log_diag.copy_(scale_tril.diagonal().log())
+            if self.below is not None:
+                i, j = torch.tril_indices(self.dim, self.dim, -1)
+                self.below.copy_(scale_tril[i, j])
+
+    def _log_prob_of(self, u: Tensor) -> Tensor:
+        return -0.5 * u.square().sum(-1) - self.log_diag.sum() - 0.5 * self.dim * math.log(2 * math.pi)
+
+    def _affine(self, u: Tensor) -> Tensor:
+        if self.below is None:
+            return self.loc + u * self.log_diag.exp()
+        return self.loc + u @ self.scale_tril.mT
+
+    def rsample_and_log_prob(self, n: int) -> tuple[Tensor, Tensor]:
+        u = torch.randn(n, self.dim, dtype=self.loc.dtype, device=self.loc.device)
+        return self._affine(u), self._log_prob_of(u)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        centred = z.double() - self.loc
+        if self.below is None:
+            return self._log_prob_of(centred / self.log_diag.exp())
+        return self._log_prob_of(torch.linalg.solve_triangular(self.scale_tril, centred.mT, upper=False).mT)

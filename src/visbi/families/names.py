@@ -1,0 +1,86 @@
+"""The families that have a name, each named once.
+
+A name becomes a function d -> Body; `linked` carries the body to a prior's support.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+from visbi.core.checks import one_of, positive_int
+from visbi.families.base import Body, LinkedFamily
+from visbi.families.gaussian import GaussianBody
+from visbi.priors.transforms import Coordinates
+
+__all__ = ["FAMILY_NAMES", "named_body", "named_family"]
+
+_AUTOREGRESSIVE = {"maf": "MAF", "nsf": "NSF", "naf": "NAF", "unaf": "UNAF", "sospf": "SOSPF"}
+
+FAMILY_NAMES = (*_AUTOREGRESSIVE, "nice", "gf", "gaussian", "gaussian_diag")
+"""Every name that `q=` accepts."""
+
+
+def _autoregressive(dim: int, flow: str, num_transforms: int, hidden_features: int) -> Body:
+    # zuko takes a third of a second to import: only for those who use it
+    from visbi.core.zuko_import import zuko
+    from visbi.families.flows import AutoregressiveBody
+
+    make = getattr(zuko.flows, flow)
+    return AutoregressiveBody(dim, make, num_transforms=num_transforms, hidden_features=hidden_features)
+
+
+def _coupling(dim: int, num_transforms: int, hidden_features: int) -> Body:
+    from visbi.families.flows import CouplingFlowBody
+
+    return CouplingFlowBody(dim, num_transforms=num_transforms, hidden_features=hidden_features)
+
+
+def _gaussianization(dim: int, num_transforms: int) -> Body:
+    from visbi.families.flows import GaussianizationBody
+
+    return GaussianizationBody(dim, num_transforms=num_transforms)
+
+
+def named_body(name: str, *, num_transforms: int = 5, hidden_features: int = 50) -> Callable[[int], Body]:
+    """The function d -> Body for a family's name.
+
+    Args:
+        name: one of `FAMILY_NAMES`.
+        num_transforms: layers of a flow.
+        hidden_features: width of a flow's networks.
+
+    Raises:
+        ValueError: unknown name, or a number below 1.
+
+    >>> named_body("gaussian")(3).dim
+    3
+    """
+    one_of("q", name, FAMILY_NAMES)
+    positive_int("num_transforms", num_transforms)
+    positive_int("hidden_features", hidden_features)
+    if name in _AUTOREGRESSIVE:
+        return partial(
+            _autoregressive,
+            flow=_AUTOREGRESSIVE[name],
+            num_transforms=num_transforms,
+            hidden_features=hidden_features,
+        )
+    if name == "nice":
+        return partial(_coupling, num_transforms=num_transforms, hidden_features=hidden_features)
+    if name == "gf":
+        return partial(_gaussianization, num_transforms=num_transforms)
+    return partial(GaussianBody, diagonal=name == "gaussian_diag")
+
+
+def named_family(
+    name: str, coords: Coordinates, *, num_transforms: int = 5, hidden_features: int = 50
+) -> LinkedFamily:
+    """The named family on the support that `coords` lead to.
+
+    >>> import torch
+    >>> from visbi.priors import BoxUniform, coordinates
+    >>> q = named_family("gaussian", coordinates(BoxUniform(torch.zeros(2), torch.ones(2))))
+    >>> q.sample((4,)).shape
+    torch.Size([4, 2])
+    """
+    build = named_body(name, num_transforms=num_transforms, hidden_features=hidden_features)
+    return LinkedFamily(build(coords.dim_z).to(coords.low.device), coords, build)
