@@ -13,9 +13,13 @@ from visbi.families.base import Body
 
 __all__ = ["GaussianBody"]
 
+# Parameters are kept in tenths of what they stand for: an optimiser tuned for the weights of networks then moves
+# a mean or a log-scale by .01 a step at the learning rate of .001, and reaches a posterior e^-8 times its prior's width.
+_UNIT = 10.0
+
 
 class GaussianBody(Body):
-    """N(m, L L') with L a full lower triangle, or diagonal.
+    """N(m, L L') with L = diag(s) (I + strictly lower triangle), or diagonal.
 
     Args:
         dim: d.
@@ -29,43 +33,55 @@ class GaussianBody(Body):
 
     def __init__(self, dim: int, *, diagonal: bool = False) -> None:
         super().__init__(dim)
-        self.loc = nn.Parameter(torch.zeros(dim, dtype=torch.float64))
-        self.log_diag = nn.Parameter(torch.zeros(dim, dtype=torch.float64))
+        self.raw_loc = nn.Parameter(torch.zeros(dim, dtype=torch.float64))
+        self.raw_log_diag = nn.Parameter(torch.zeros(dim, dtype=torch.float64))
         below = dim * (dim - 1) // 2
-        self.below = None if diagonal else nn.Parameter(torch.zeros(below, dtype=torch.float64))
+        self.raw_below = None if diagonal else nn.Parameter(torch.zeros(below, dtype=torch.float64))
+
+    @property
+    def loc(self) -> Tensor:
+        """m, (d,)."""
+        return _UNIT * self.raw_loc
+
+    @property
+    def log_diag(self) -> Tensor:
+        """Logarithm of L's diagonal, (d,)."""
+        return _UNIT * self.raw_log_diag
 
     @property
     def scale_tril(self) -> Tensor:
         """L, (d, d)."""
-        diag = self.log_diag.exp().diag_embed()
-        if self.below is None:
-            return diag
-        i, j = torch.tril_indices(self.dim, self.dim, -1, device=diag.device)
-        return diag.index_put((i, j), self.below)
+        scale = self.log_diag.exp()
+        if self.raw_below is None:
+            return scale.diag_embed()
+        i, j = torch.tril_indices(self.dim, self.dim, -1, device=scale.device)
+        unit = torch.eye(self.dim, dtype=scale.dtype, device=scale.device)
+        return scale[:, None] * unit.index_put((i, j), _UNIT * self.raw_below)
 
     def set_(self, loc: Tensor, scale_tril: Tensor) -> None:
         """Overwrite m and L in place."""
         with torch.no_grad():
-            self.loc.copy_(loc)
-            self.log_diag.copy_(scale_tril.diagonal().log())
-            if self.below is not None:
+            self.raw_loc.copy_(loc / _UNIT)
+            self.raw_log_diag.copy_(scale_tril.diagonal().log() / _UNIT)
+            if self.raw_below is not None:
                 i, j = torch.tril_indices(self.dim, self.dim, -1)
-                self.below.copy_(scale_tril[i, j])
+                unit = scale_tril / scale_tril.diagonal()[:, None]
+                self.raw_below.copy_(unit[i, j] / _UNIT)
 
     def _log_prob_of(self, u: Tensor) -> Tensor:
         return -0.5 * u.square().sum(-1) - self.log_diag.sum() - 0.5 * self.dim * math.log(2 * math.pi)
 
     def _affine(self, u: Tensor) -> Tensor:
-        if self.below is None:
+        if self.raw_below is None:
             return self.loc + u * self.log_diag.exp()
         return self.loc + u @ self.scale_tril.mT
 
     def rsample_and_log_prob(self, n: int) -> tuple[Tensor, Tensor]:
-        u = torch.randn(n, self.dim, dtype=self.loc.dtype, device=self.loc.device)
+        u = torch.randn(n, self.dim, dtype=self.raw_loc.dtype, device=self.raw_loc.device)
         return self._affine(u), self._log_prob_of(u)
 
     def log_prob(self, z: Tensor) -> Tensor:
         centred = z.double() - self.loc
-        if self.below is None:
+        if self.raw_below is None:
             return self._log_prob_of(centred / self.log_diag.exp())
         return self._log_prob_of(torch.linalg.solve_triangular(self.scale_tril, centred.mT, upper=False).mT)

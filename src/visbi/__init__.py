@@ -1,0 +1,53 @@
+"""visbi: variational inference for simulation-based inference.
+
+Names are loaded on first use, so that `import visbi` costs nothing that is not needed.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from visbi.posterior import VIPosterior
+    from visbi.potentials import (
+        BasePotential,
+        CustomPotential,
+        likelihood_estimator_based_potential,
+        ratio_estimator_based_potential,
+    )
+    from visbi.priors import BoxUniform, MultipleIndependent, TruncatedNormal, mcmc_transform
+
+__all__ = [
+    "BasePotential",
+    "BoxUniform",
+    "CustomPotential",
+    "MultipleIndependent",
+    "TruncatedNormal",
+    "VIPosterior",
+    "likelihood_estimator_based_potential",
+    "mcmc_transform",
+    "ratio_estimator_based_potential",
+]
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "BasePotential": "visbi.potentials",
+    "BoxUniform": "visbi.priors",
+    "CustomPotential": "visbi.potentials",
+    "MultipleIndependent": "visbi.priors",
+    "TruncatedNormal": "visbi.priors",
+    "VIPosterior": "visbi.posterior",
+    "likelihood_estimator_based_potential": "visbi.potentials",
+    "mcmc_transform": "visbi.priors",
+    "ratio_estimator_based_potential": "visbi.potentials",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'visbi' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,157 @@
+r"""Importance weights: log w = log p(theta) - log q(theta) at draws theta ~ q.
+
+If q were right, log w would be constant. How far it is from that says how good q is:
+
+k-hat
+    shape of the generalised Pareto distribution fitted to the excesses of the largest weights over their cut-off
+    (Vehtari, Simpson, Gelman, Yao, Gabry 2024). Below .7 the smoothed weights can be used. For q = N(0, s^2) and
+    p = N(0, 1) the true value is 1 - s^2 for s < 1.
+ESS
+    (sum w)^2 / sum w^2, the number of exact draws that the weighted ones are worth.
+total variation
+    sup_A |p(A) - q(A)| = E_q |w / Z - 1| / 2. A perfect classifier between draws of p and of q is right with
+    probability (1 + TV) / 2, so this is what a two-sample test can see at best.
+
+All of it in float64 and in log space: adding a constant to log p changes only the evidence.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from visbi.core.checks import violation
+
+__all__ = [
+    "effective_sample_size",
+    "log_evidence",
+    "pareto_smooth",
+    "resample",
+    "tail_excess",
+    "total_variation",
+]
+
+_CONSTANT = 1e-3  # sd of log w below which the weights are constant and a tail has no shape
+_MIN_DRAWS = 25  # fewer leave a tail of less than the five points that a Pareto fit needs
+
+
+def _clean(log_w: Tensor) -> Tensor:
+    log_w = torch.as_tensor(log_w).detach().double().flatten()
+    if len(log_w) < _MIN_DRAWS:
+        raise ValueError(violation("log_w", f"at least {_MIN_DRAWS} log-weights", len(log_w)))
+    return torch.where(torch.isfinite(log_w), log_w, -torch.inf)
+
+
+def pareto_smooth(log_w: Tensor) -> tuple[Tensor, float]:
+    """Pareto-smoothed, normalised log-weights (N,) and k-hat.
+
+    Weights that are NaN or infinite count as zero. Constant weights give k-hat = -inf: a tail without spread has no
+    shape. If nothing is finite, k-hat is +inf and the weights are uniform.
+
+    Args:
+        log_w: (N,), N >= 25.
+
+    >>> log_w = -0.5 * torch.linspace(-3, 3, 1000).square()
+    >>> smooth, khat = pareto_smooth(log_w)
+    >>> round(float(smooth.exp().sum()), 6), khat < 0.5
+    (1.0, True)
+    """
+    log_w = _clean(log_w)
+    finite = torch.isfinite(log_w)
+    uniform = torch.full_like(log_w, -math.log(len(log_w)))
+    if not bool(finite.any()):
+        return uniform, math.inf
+    if bool(finite.all()) and float(log_w.std()) < _CONSTANT:
+        return log_w - torch.logsumexp(log_w, 0), -math.inf
+    from arviz_stats.base import array_stats
+
+    shifted = (log_w - log_w.max()).clamp_min(-700.0)  # exp of less is zero in float64
+    try:
+        # its argument is minus the log-weights, as in leave-one-out cross-validation
+        smooth, khat = array_stats.psislw(-shifted.cpu().numpy())
+    except ValueError:  # the tail's values are all the same
+        return log_w - torch.logsumexp(log_w, 0), -math.inf
+    smooth = torch.as_tensor(smooth, dtype=torch.float64, device=log_w.device)
+    smooth = torch.where(finite, smooth, -torch.inf)
+    khat = float(khat)
+    return smooth - torch.logsumexp(smooth, 0), khat if math.isfinite(khat) else math.inf
+
+
+def tail_excess(smooth: Tensor, khat: float) -> float:
+    """Share of p's mass that the fitted tail holds above its cut-off, seen and unseen; infinite for k-hat >= 1.
+
+    A tail may be heavy and still hold nothing: for a q that is right to a tenth of a percent k-hat describes the shape of
+    that tenth. The M smoothed weights are quantiles of the fitted distribution up to 1 - 1/(2M); the mean beyond the last
+    of them is added in proportion, with the factor 1 / (1 - (2M)^(k - 1)) of a Pareto tail.
+
+    Args:
+        smooth: (N,) normalised log-weights of `pareto_smooth`. khat: its k-hat.
+
+    >>> tail_excess(torch.full((100,), -math.log(100)), -math.inf)
+    0.0
+    """
+    if khat == -math.inf:
+        return 0.0
+    if khat >= 1.0:
+        return math.inf
+    n = len(smooth)
+    size = int(min(3 * math.sqrt(n), n / 5)) if n > 225 else n // 5
+    top = torch.topk(smooth, size + 1).values.exp()
+    seen = float((top[:-1] - top[-1]).sum())
+    return seen / (1.0 - (2.0 * size) ** (khat - 1.0))
+
+
+def effective_sample_size(log_w: Tensor) -> float:
+    """(sum w)^2 / sum w^2, a count between 0 and N.
+
+    >>> effective_sample_size(torch.zeros(100))
+    100.0
+    """
+    log_w = _clean(log_w)
+    if not bool(torch.isfinite(log_w).any()):
+        return 0.0
+    return float(torch.exp(2 * torch.logsumexp(log_w, 0) - torch.logsumexp(2 * log_w, 0)))
+
+
+def log_evidence(log_w: Tensor) -> tuple[float, float]:
+    """log of the mean weight, which estimates log of the integral of p, and its standard error.
+
+    The error is that of the mean weight relative to it, sqrt((N / ESS - 1) / N).
+
+    >>> log_evidence(torch.full((100,), 2.0))
+    (2.0, 0.0)
+    """
+    log_w = _clean(log_w)
+    n = len(log_w)
+    ess = effective_sample_size(log_w)
+    if ess == 0.0:
+        return -math.inf, math.inf
+    return float(torch.logsumexp(log_w, 0)) - math.log(n), math.sqrt(max(n / ess - 1.0, 0.0) / n)
+
+
+def total_variation(log_w: Tensor) -> float:
+    """Distance in total variation between q and the normalised p, between 0 and 1.
+
+    >>> total_variation(torch.zeros(100))
+    0.0
+    """
+    log_w = _clean(log_w)
+    if not bool(torch.isfinite(log_w).any()):
+        return 1.0
+    relative = torch.exp(log_w - torch.logsumexp(log_w, 0) + math.log(len(log_w)))
+    return 0.5 * float((relative - 1.0).abs().mean())
+
+
+def resample(log_w: Tensor, n: int) -> Tensor:
+    """Indices (n,) drawn with probability proportional to the weights, systematically (one uniform for all).
+
+    >>> resample(torch.log(torch.tensor([0.0, 1.0] * 20)), 4).remainder(2).tolist()
+    [1, 1, 1, 1]
+    """
+    log_w = _clean(log_w)
+    if not bool(torch.isfinite(log_w).any()):
+        raise ValueError(violation("log_w", "at least one finite log-weight", "none"))
+    edges = torch.softmax(log_w, 0).cumsum(0)
+    points = (torch.rand((), dtype=torch.float64) + torch.arange(n, dtype=torch.float64)) / n
+    index = torch.searchsorted(edges, points.to(edges.device) * edges[-1]).clamp_max(len(log_w) - 1)
+    return index[torch.randperm(n, device=index.device)]

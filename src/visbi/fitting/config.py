@@ -1,0 +1,112 @@
+"""Options of a fit: each default stands once, each value is checked once."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import ExponentialLR
+
+from visbi.core.checks import in_interval, non_negative_int, one_of, positive, positive_int, unknown_keyword, violation
+from visbi.core.types import Seed
+
+__all__ = ["METHODS", "QUALITY_METRICS", "TrainOptions"]
+
+METHODS = ("rKL", "fKL", "IW", "alpha")
+"""Divergences that `vi_method` accepts."""
+
+QUALITY_METRICS = ("psis", "prop", "prop_prior")
+"""Scores that `quality_control_metric` accepts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """Everything `VIPosterior.train` can be told, apart from the observation.
+
+    Attributes:
+        n_particles: draws of q per step (groups of `K` for 'IW').
+        learning_rate: of the optimiser at the first step.
+        gamma: factor on the learning rate after every step, in (0, 1].
+        max_num_iters, min_num_iters: bounds on the number of steps.
+        clip_value: largest norm of the gradient.
+        warm_up_rounds: steps that move q onto the prior before the first fit; fewer if it is there.
+        retrain_from_scratch: start from fresh weights.
+        reset_optimizer: start with a fresh optimiser.
+        show_progress_bar: show one.
+        check_for_convergence: stop when the objective no longer improves.
+        quality_control, quality_control_metric: score q after the fit and warn if it is poor.
+        eps: smallest relative gain that counts as an improvement.
+        retain_graph: keep the graph after each backward pass, for a q that builds part of it only once.
+        optimizer: called as optimizer(parameters, lr=learning_rate).
+        scheduler: called as scheduler(optimizer), with gamma= if it takes one.
+        alpha: order of the divergence for 'alpha', >= 0.
+        K: draws in a group for 'IW'.
+        stick_the_landing: leave the score of q out of the gradient; None: as the objective's default.
+        dreg: doubly reparameterised gradient; None: as the objective's default.
+        weight_transform: applied to importance weights of mean 1 for 'fKL'.
+        seed: makes the fit repeatable and leaves torch's global generator alone.
+    """
+
+    n_particles: int = 256
+    learning_rate: float = 1e-3
+    gamma: float = 0.999
+    max_num_iters: int = 2000
+    min_num_iters: int = 10
+    clip_value: float = 10.0
+    warm_up_rounds: int = 100
+    retrain_from_scratch: bool = False
+    reset_optimizer: bool = False
+    show_progress_bar: bool = True
+    check_for_convergence: bool = True
+    quality_control: bool = True
+    quality_control_metric: str = "psis"
+    eps: float = 1e-5
+    retain_graph: bool = False
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam
+    scheduler: Callable[..., Any] = ExponentialLR
+    alpha: float = 0.5
+    K: int = 8
+    stick_the_landing: bool | None = None
+    dreg: bool | None = None
+    weight_transform: Callable[[Tensor], Tensor] | None = None
+    seed: Seed = None
+
+    def __post_init__(self) -> None:
+        for name in ("n_particles", "max_num_iters", "K"):
+            positive_int(name, getattr(self, name))
+        for name in ("learning_rate", "clip_value"):
+            positive(name, getattr(self, name))
+        for name in ("min_num_iters", "warm_up_rounds"):
+            non_negative_int(name, getattr(self, name))
+        in_interval("gamma", self.gamma, 0.0, 1.0, closed="r")
+        in_interval("eps", self.eps, 0.0, float("inf"), closed="l")
+        in_interval("alpha", self.alpha, 0.0, float("inf"), closed="l")
+        one_of("quality_control_metric", self.quality_control_metric, QUALITY_METRICS)
+        for name in ("optimizer", "scheduler"):
+            if not callable(getattr(self, name)):
+                raise TypeError(violation(name, "a class or callable", repr(getattr(self, name))))
+        if self.weight_transform is not None and not callable(self.weight_transform):
+            raise TypeError(violation("weight_transform", "a callable or None", repr(self.weight_transform)))
+
+    @classmethod
+    def from_keywords(cls, keywords: dict[str, Any]) -> "TrainOptions":
+        """Options from keywords by name.
+
+        Raises:
+            TypeError: a keyword that is none of ours; the message names the nearest one.
+
+        >>> TrainOptions.from_keywords({"n_particles": 8}).n_particles
+        8
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        for name in keywords:
+            if name not in known:
+                raise unknown_keyword(name, known, "train()")
+        return cls(**keywords)
+
+    DEFAULT: ClassVar["TrainOptions"]
+
+
+TrainOptions.DEFAULT = TrainOptions()

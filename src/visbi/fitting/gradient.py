@@ -1,0 +1,178 @@
+r"""The one gradient loop: optimiser, trace, stopping.
+
+Stopping. The loss is noisy, so single values say little: means over windows of `_WINDOW` steps are compared. A window
+improves on the best one so far if it is lower by more than the standard error of their difference and by more than
+`eps` relative to its size. `_PATIENCE` windows without an improvement end the fit.
+
+A step whose loss or gradient is not finite changes nothing; it is counted, and `_GIVE_UP` of them in a row end the fit.
+"""
+
+import inspect
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from visbi.core.types import LogDensity
+from visbi.families.base import Family
+from visbi.fitting.config import TrainOptions
+from visbi.objectives import Loss, reverse_kl
+
+__all__ = ["Trace", "fit_gradient", "make_optimizer", "warm_up"]
+
+_WINDOW = 50
+_PATIENCE = 3
+_GIVE_UP = 50
+_WARM_UP_LEARNING_RATE = 1e-2
+_WARM_UP_DONE = 0.05  # sd of log q - log prior: the two differ by about its square, .0025 nats
+
+
+@dataclass(frozen=True)
+class Trace:
+    """How a fit went.
+
+    Attributes:
+        loss: the objective at every step, lower is better.
+        stop_reason: why the fit ended, in a sentence.
+        skipped: steps whose loss or gradient was not finite.
+        excluded: particles, over all steps, whose potential was not finite.
+    """
+
+    loss: tuple[float, ...]
+    stop_reason: str
+    skipped: int = 0
+    excluded: int = 0
+
+    @property
+    def num_iters(self) -> int:
+        """Steps taken."""
+        return len(self.loss)
+
+
+def make_optimizer(family: Family, options: TrainOptions) -> tuple[torch.optim.Optimizer, Any]:
+    """A fresh optimiser for the family's parameters, and its schedule."""
+    parameters = family.trainable()
+    if not parameters:
+        raise ValueError("`q`: expected trainable parameters; got none (pass `parameters=` or `modules=`)")
+    optimizer = options.optimizer(parameters, lr=options.learning_rate)
+    wants_gamma = "gamma" in inspect.signature(options.scheduler).parameters
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+        return optimizer, options.scheduler(optimizer, **({"gamma": options.gamma} if wants_gamma else {}))
+
+
+def fit_gradient(
+    family: Family,
+    objective: Callable[[], Loss],
+    optimizer: torch.optim.Optimizer,
+    scheduler: Any,
+    options: TrainOptions,
+) -> Trace:
+    """Minimise `objective` over the family's parameters, in place.
+
+    Args:
+        family: q.
+        objective: draws a fresh estimate of the loss.
+        optimizer, scheduler: as from `make_optimizer`.
+        options: see `TrainOptions`.
+
+    Returns:
+        The trace. Ctrl-C ends the fit early and says so in the trace.
+    """
+    parameters = family.trainable()
+    losses: list[float] = []
+    skipped = excluded = in_a_row = 0
+    reason = f"reached max_num_iters = {options.max_num_iters}"
+    steps = _progress(options.max_num_iters, options.show_progress_bar)
+    try:
+        for _ in steps:
+            loss = objective()
+            excluded += loss.excluded
+            moved = _step(loss, parameters, optimizer, options)
+            scheduler.step()
+            losses.append(loss.value)
+            in_a_row = 0 if moved else in_a_row + 1
+            skipped += not moved
+            if in_a_row >= _GIVE_UP:
+                reason = f"no finite loss or gradient for {_GIVE_UP} steps in a row"
+                break
+            if options.check_for_convergence and len(losses) >= options.min_num_iters and _converged(losses, options.eps):
+                reason = f"no improvement over {_PATIENCE} windows of {_WINDOW} steps"
+                break
+            steps.describe(losses)
+    except KeyboardInterrupt:
+        reason = "interrupted"
+    finally:
+        steps.close()
+    return Trace(tuple(losses), reason, skipped, excluded)
+
+
+def warm_up(family: Family, log_prior: LogDensity, options: TrainOptions) -> int:
+    """Move q onto the prior by the reverse KL, in place; returns the number of steps it took."""
+    optimizer = torch.optim.Adam(family.trainable(), lr=_WARM_UP_LEARNING_RATE)
+    for step in range(options.warm_up_rounds):
+        if _spread(family, log_prior, options.n_particles) < _WARM_UP_DONE:
+            return step
+        loss = reverse_kl(family, log_prior, options.n_particles)
+        _step(loss, family.trainable(), optimizer, options)
+    return options.warm_up_rounds
+
+
+@torch.no_grad()
+def _spread(family: Family, log_prior: LogDensity, n: int) -> float:
+    theta, log_q = family.sample_and_log_prob(n)
+    spread = float((log_prior(theta).double() - log_q).std())
+    return spread if math.isfinite(spread) else math.inf
+
+
+def _step(loss: Loss, parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer, options: TrainOptions) -> bool:
+    """One step of the optimiser; False, and nothing changed, if loss or gradient is not finite."""
+    if not (math.isfinite(loss.value) and bool(torch.isfinite(loss.surrogate))):
+        return False
+    optimizer.zero_grad(set_to_none=True)
+    loss.surrogate.backward(retain_graph=options.retain_graph)
+    norm = torch.nn.utils.clip_grad_norm_(parameters, options.clip_value)
+    if not bool(torch.isfinite(norm)):
+        return False
+    optimizer.step()
+    return True
+
+
+def _converged(losses: Sequence[float], eps: float) -> bool:
+    """Whether the last `_PATIENCE` windows brought no improvement over the best before them."""
+    if len(losses) % _WINDOW or len(losses) < (_PATIENCE + 1) * _WINDOW:
+        return False
+    values = torch.tensor(losses, dtype=torch.float64).reshape(-1, _WINDOW)
+    means, variances = values.nanmean(1), values.nan_to_num().var(1) / _WINDOW
+    best = int(means[:-_PATIENCE].argmin())
+    gain = means[best] - means[-_PATIENCE:]
+    noise = (variances[best] + variances[-_PATIENCE:]).sqrt()
+    threshold = torch.maximum(noise, eps * means[best].abs().clamp_min(1.0))
+    return bool((gain <= threshold).all())
+
+
+class _progress:  # noqa: N801  (reads as a function)
+    """Steps with an optional tqdm bar; tqdm is imported only where a bar is shown."""
+
+    def __init__(self, total: int, show: bool) -> None:
+        self._steps: Any = range(total)
+        self._bar: Any = None
+        if show:
+            from tqdm.auto import tqdm
+
+            self._steps = self._bar = tqdm(range(total), desc="Fitting q", leave=False)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._steps)
+
+    def describe(self, losses: Sequence[float]) -> None:
+        if self._bar is not None and len(losses) % 10 == 0:
+            self._bar.set_postfix(loss=f"{sum(losses[-10:]) / 10:.3f}", refresh=False)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()

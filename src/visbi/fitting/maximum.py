@@ -1,0 +1,89 @@
+"""The maximum a posteriori by gradient ascent in unconstrained coordinates.
+
+The density that is maximised is that of theta, without the Jacobian of the coordinates: the coordinates only keep
+the ascent inside the support, and let it run up to a bound where the maximum lies there.
+"""
+
+import torch
+from torch import Tensor
+
+from visbi.core.checks import positive, positive_int
+from visbi.core.types import LogDensity
+from visbi.priors.transforms import Coordinates
+
+__all__ = ["ascend"]
+
+_Z_EDGE = 8.0  # coordinates of prior draws lie within: a start on a bound is moved inside
+
+
+def ascend(
+    log_p: LogDensity,
+    coords: Coordinates,
+    starts: Tensor,
+    *,
+    num_iter: int = 1000,
+    num_to_optimize: int = 100,
+    learning_rate: float = 0.01,
+    save_best_every: int = 10,
+    show_progress_bars: bool = False,
+) -> tuple[Tensor, float]:
+    """The best theta (D,) found from the best `num_to_optimize` of `starts`, and its potential.
+
+    Args:
+        log_p: the potential, (N, D) -> (N,).
+        coords: coordinates of the prior's support.
+        starts: (N, D).
+        num_iter: gradient steps.
+        num_to_optimize: how many starts are followed.
+        learning_rate: of Adam, in the coordinates.
+        save_best_every: every how many steps the best so far is kept.
+        show_progress_bars: show one.
+
+    Ctrl-C returns the best so far.
+    """
+    for name, value in (("num_iter", num_iter), ("num_to_optimize", num_to_optimize), ("save_best_every", save_best_every)):
+        positive_int(name, value)
+    positive("learning_rate", learning_rate)
+    with torch.no_grad():
+        values = _finite(log_p(starts))
+        best = starts[values.topk(min(num_to_optimize, len(starts))).indices]
+        z = coords.to_z(best)[0].clamp(-_Z_EDGE, _Z_EDGE).requires_grad_()
+    top, top_value = best[0].detach().clone(), float(values.max())
+    optimizer = torch.optim.Adam([z], lr=learning_rate)
+    try:
+        for step in _steps(num_iter, show_progress_bars):
+            theta = coords.to_theta(z)[0]
+            values = log_p(theta)
+            if step % save_best_every == 0:
+                top, top_value = _better(theta, values, top, top_value)
+            optimizer.zero_grad(set_to_none=True)
+            (-torch.where(torch.isfinite(values), values, torch.zeros_like(values)).sum()).backward()
+            assert z.grad is not None
+            z.grad.nan_to_num_(0.0, 0.0, 0.0)
+            optimizer.step()
+        with torch.no_grad():
+            theta = coords.to_theta(z)[0]
+            top, top_value = _better(theta, log_p(theta), top, top_value)
+    except KeyboardInterrupt:
+        pass
+    return top, top_value
+
+
+def _finite(values: Tensor) -> Tensor:
+    return torch.where(torch.isfinite(values), values, -torch.inf)
+
+
+def _better(theta: Tensor, values: Tensor, top: Tensor, top_value: float) -> tuple[Tensor, float]:
+    values = _finite(values.detach())
+    index = int(values.argmax())
+    if float(values[index]) > top_value:
+        return theta[index].detach().clone(), float(values[index])
+    return top, top_value
+
+
+def _steps(total: int, show: bool) -> "range":
+    if not show:
+        return range(total)
+    from tqdm.auto import tqdm
+
+    return tqdm(range(total), desc="Climbing", leave=False)

@@ -1,0 +1,541 @@
+"""`VIPosterior`: a posterior fitted by variational inference to a potential.
+
+The class is thin: it checks what comes in, keeps what belongs to one posterior (potential, prior, coordinates,
+family, state) and hands the work to the rooms of the house.
+
+References:
+    Glöckler, Deistler, Macke: Variational methods for simulation-based inference. ICLR 2022.
+    Wiqvist, Frellsen, Picchini: Sequential neural posterior and likelihood approximation. 2021.
+"""
+
+import copy
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, Transform
+
+from visbi.certificate.report import Report, certify
+from visbi.certificate.scores import proportionality
+from visbi.core.checks import finite_tensor, one_of, positive_int, violation
+from visbi.core.random import seeded
+from visbi.core.types import LogDensity, Shape, ZScore
+from visbi.families.base import Family
+from visbi.families.custom import family_from
+from visbi.families.names import FAMILY_NAMES, named_family
+from visbi.fitting.config import METHODS, QUALITY_METRICS, TrainOptions
+from visbi.fitting.gradient import Trace, fit_gradient, make_optimizer, warm_up
+from visbi.fitting.maximum import ascend
+from visbi.fitting.state import SingleFit, Untrained
+from visbi.objectives import Loss, forward_kl, importance_weighted, renyi, reverse_kl
+from visbi.potentials.base import BasePotential
+from visbi.potentials.custom import as_potential
+from visbi.priors.distributions import as_prior
+from visbi.priors.transforms import coordinates
+
+__all__ = ["VIPosterior"]
+
+_DEFAULT = TrainOptions.DEFAULT
+_CERTIFICATE_DRAWS = 50_000
+_BATCH = 16_384  # potentials are evaluated in pieces of this many theta
+
+
+class VIPosterior:
+    """A variational posterior over theta given x.
+
+    Args:
+        potential_fn: log p(theta | x) + const: a `BasePotential`, one of the `sbi` package, or a callable
+            (theta (N, D), x_o) -> (N,).
+        prior: over theta, event_shape (D,); None takes the potential's, or that of a `VIPosterior` given as `q`.
+        q: the variational family: a name (`visbi.families.FAMILY_NAMES`), a Distribution with trainable parameters, a
+            `VIPosterior` to start from, or a callable (event_shape, link_transform, device) -> Distribution.
+        theta_transform: a map from the prior's support to R^d; None derives one from the prior.
+        vi_method: the divergence: "rKL", "fKL", "IW" or "alpha".
+        device: where everything lives.
+        x_shape: deprecated and ignored.
+        parameters, modules: what to train, for a `q` that does not say.
+        num_transforms, hidden_features: layers and width of flows.
+        z_score_theta: the coordinates flows live in: "none", "independent" or "structured".
+        z_score_x: how x is standardised in amortised fits.
+
+    Raises:
+        ValueError: an unknown name, or a prior that cannot be found or has no support.
+        TypeError: an object of the wrong kind.
+
+    >>> from visbi.priors import BoxUniform
+    >>> prior = BoxUniform(-3 * torch.ones(2), 3 * torch.ones(2))
+    >>> def potential(theta, x_o):
+    ...     return -0.5 * ((theta - x_o) / 0.5).square().sum(-1)
+    >>> posterior = VIPosterior(potential, prior, q="gaussian")
+    >>> posterior = posterior.train(torch.zeros(1, 2), learning_rate=0.05, max_num_iters=200, show_progress_bar=False)
+    >>> posterior.report.status
+    'ok'
+    >>> posterior.sample((100,)).shape
+    torch.Size([100, 2])
+    """
+
+    def __init__(
+        self,
+        potential_fn: Any,
+        prior: Distribution | None = None,
+        q: Any = "maf",
+        theta_transform: Transform | None = None,
+        vi_method: str = "rKL",
+        device: str | torch.device = "cpu",
+        x_shape: torch.Size | None = None,
+        parameters: Iterable[Tensor] | None = None,
+        modules: Iterable[nn.Module] | None = None,
+        num_transforms: int = 5,
+        hidden_features: int = 50,
+        z_score_theta: ZScore = "independent",
+        z_score_x: ZScore = "independent",
+    ) -> None:
+        if x_shape is not None:
+            warnings.warn("`x_shape` is deprecated and ignored.", DeprecationWarning, stacklevel=2)
+        self.prior = _find_prior(prior, potential_fn, q)
+        self.potential_fn: BasePotential = as_potential(potential_fn, self.prior)
+        if self.potential_fn.prior is None:
+            self.potential_fn.prior = self.prior
+        self._device = str(device)
+        self.num_transforms = positive_int("num_transforms", num_transforms)
+        self.hidden_features = positive_int("hidden_features", hidden_features)
+        self.z_score_theta: ZScore = z_score_theta
+        self.z_score_x: ZScore = one_of("z_score_x", z_score_x, ("none", "independent", "structured"))  # type: ignore[assignment]
+        self._coords = coordinates(self.prior, z_score=z_score_theta, theta_transform=theta_transform)
+        self._state: Untrained | SingleFit = Untrained()
+        self._x: Tensor | None = self.potential_fn.return_x_o()
+        self._map: Tensor | None = None
+        self.set_vi_method(vi_method)
+        self.set_q(q, parameters=parameters, modules=modules)
+        if self._device != "cpu":
+            self.to(self._device)
+
+    # -- what q is and how it is fitted -------------------------------------------------------------------------
+
+    @property
+    def q(self) -> Family:
+        """The variational family with its present weights."""
+        return self._family
+
+    @q.setter
+    def q(self, q: Any) -> None:
+        self.set_q(q)
+
+    @property
+    def theta_transform(self) -> Transform:
+        """The map from the prior's support to unconstrained coordinates."""
+        return self._coords.transform()
+
+    @property
+    def link_transform(self) -> Transform:
+        """The inverse of `theta_transform`."""
+        return self.theta_transform.inv
+
+    @property
+    def vi_method(self) -> str:
+        """The divergence in use."""
+        return self._method
+
+    @vi_method.setter
+    def vi_method(self, method: str) -> None:
+        self.set_vi_method(method)
+
+    def set_vi_method(self, method: str) -> "VIPosterior":
+        """Choose the divergence: "rKL", "fKL", "IW" or "alpha". Returns self."""
+        self._method = one_of("vi_method", method, METHODS)
+        return self
+
+    def set_q(
+        self,
+        q: Any,
+        parameters: Iterable[Tensor] | None = None,
+        modules: Iterable[nn.Module] | None = None,
+    ) -> None:
+        """Choose the variational family; see the class for what `q` may be.
+
+        A `VIPosterior` given as `q` lends a copy of its weights; the two share nothing afterwards.
+        """
+        if isinstance(q, str):
+            family: Family = named_family(
+                q, self._coords, num_transforms=self.num_transforms, hidden_features=self.hidden_features
+            )
+        elif isinstance(q, VIPosterior):
+            self._coords = copy.deepcopy(q._coords)
+            self._method = q._method
+            family = copy.deepcopy(q._family)
+        elif isinstance(q, Family | Distribution) or callable(q) or callable(getattr(q, "log_prob", None)):
+            family = family_from(q, self._coords, parameters=parameters, modules=modules, device=self._device)
+        else:
+            accepted = f"one of {', '.join(map(repr, FAMILY_NAMES))}, a Distribution, a VIPosterior or a callable"
+            raise ValueError(violation("q", accepted, repr(q)))
+        self._family = family.to(self._device)
+        self._state, self._map = Untrained(), None
+        self._warm = isinstance(q, VIPosterior)  # a warm start is not moved back to the prior
+
+    # -- the observation ------------------------------------------------------------------------------------------
+
+    @property
+    def default_x(self) -> Tensor | None:
+        """The observation used where none is given."""
+        return self._x
+
+    @default_x.setter
+    def default_x(self, x: Tensor) -> None:
+        self.set_default_x(x)
+
+    def set_default_x(self, x: Tensor) -> "VIPosterior":
+        """Set the observation used where none is given; forgets the MAP of another one. Returns self."""
+        self._x = _observation(x).to(self._device)
+        self._map = None
+        return self
+
+    def _x_or_default(self, x: Tensor | None) -> Tensor | None:
+        if x is not None:
+            return _observation(x).to(self._device)
+        if self._x is None and not _ignores_x(self.potential_fn):
+            raise ValueError(violation("x", "an observation (pass x or call set_default_x)", None))
+        return self._x
+
+    # -- training -------------------------------------------------------------------------------------------------
+
+    def train(
+        self,
+        x: Tensor | None = None,
+        n_particles: int = _DEFAULT.n_particles,
+        learning_rate: float = _DEFAULT.learning_rate,
+        gamma: float = _DEFAULT.gamma,
+        max_num_iters: int = _DEFAULT.max_num_iters,
+        min_num_iters: int = _DEFAULT.min_num_iters,
+        clip_value: float = _DEFAULT.clip_value,
+        warm_up_rounds: int = _DEFAULT.warm_up_rounds,
+        retrain_from_scratch: bool = _DEFAULT.retrain_from_scratch,
+        reset_optimizer: bool = _DEFAULT.reset_optimizer,
+        show_progress_bar: bool = _DEFAULT.show_progress_bar,
+        check_for_convergence: bool = _DEFAULT.check_for_convergence,
+        quality_control: bool = _DEFAULT.quality_control,
+        quality_control_metric: str = _DEFAULT.quality_control_metric,
+        **kwargs: Any,
+    ) -> "VIPosterior":
+        """Fit q to the posterior of one observation. Returns self.
+
+        Args:
+            x: the observation; None uses the default one.
+            n_particles: draws of q per step.
+            learning_rate, gamma: of the first step, and its factor after every step.
+            max_num_iters, min_num_iters: bounds on the number of steps.
+            clip_value: largest norm of the gradient.
+            warm_up_rounds: steps that move q onto the prior before a first fit.
+            retrain_from_scratch: start from fresh weights.
+            reset_optimizer: start with a fresh optimiser.
+            show_progress_bar: show one.
+            check_for_convergence: stop when the objective no longer improves.
+            quality_control, quality_control_metric: score q afterwards ("psis", "prop", "prop_prior"); a bad score warns.
+            **kwargs: `eps`, `retain_graph`, `optimizer`, `scheduler`, `alpha`, `K`, `stick_the_landing`, `dreg`,
+                `weight_transform`, `seed`: see `visbi.fitting.TrainOptions`.
+
+        Raises:
+            ValueError: a value out of range, x missing or not finite.
+            TypeError: an unknown keyword.
+        """
+        options = TrainOptions.from_keywords(
+            {
+                "n_particles": n_particles,
+                "learning_rate": learning_rate,
+                "gamma": gamma,
+                "max_num_iters": max_num_iters,
+                "min_num_iters": min_num_iters,
+                "clip_value": clip_value,
+                "warm_up_rounds": warm_up_rounds,
+                "retrain_from_scratch": retrain_from_scratch,
+                "reset_optimizer": reset_optimizer,
+                "show_progress_bar": show_progress_bar,
+                "check_for_convergence": check_for_convergence,
+                "quality_control": quality_control,
+                "quality_control_metric": quality_control_metric,
+                **kwargs,
+            }
+        )
+        x = self._x_or_default(x)
+        with seeded(options.seed):
+            self._fit(x, options)
+            self._x, self._map = x, None
+            if options.quality_control:
+                self._quality_control(options.quality_control_metric)
+        return self
+
+    def _fit(self, x: Tensor | None, options: TrainOptions) -> None:
+        before = self._state
+        log_p = self._log_p(x)
+        self._probe(log_p)
+        if options.retrain_from_scratch:
+            self._family, self._warm = self._family.fresh(), False
+        same = isinstance(before, SingleFit) and before.family is self._family
+        optimizer, scheduler = make_optimizer(self._family, options)
+        if isinstance(before, SingleFit) and same and not options.reset_optimizer and _same_schedule(before.options, options):
+            optimizer, scheduler = before.optimizer, before.scheduler
+        if not same and not self._warm and options.warm_up_rounds:
+            warm_up(self._family, self._log_prior, options)
+        objective = partial(_objective(self._method, options), self._family, log_p)
+        trace = fit_gradient(self._family, objective, optimizer, scheduler, options)
+        self._state = SingleFit(self._family, x, trace, options, self._method, optimizer, scheduler)
+
+    def _probe(self, log_p: LogDensity) -> None:
+        """Evaluate the potential once, so that a wrong shape shows before any fit."""
+        with torch.no_grad():
+            log_p(self._family.sample((2,)))
+
+    def _log_p(self, x: Tensor | None) -> LogDensity:
+        def log_p(theta: Tensor) -> Tensor:
+            return self.potential_fn.evaluate(theta, x)
+
+        return log_p
+
+    def _log_prior(self, theta: Tensor) -> Tensor:
+        return self.prior.log_prob(theta)
+
+    # -- using the fit --------------------------------------------------------------------------------------------
+
+    def _fitted(self, x: Tensor | None) -> SingleFit:
+        state = self._state
+        if isinstance(state, Untrained):
+            raise ValueError("This posterior has not been fitted yet: call train() first.")
+        if x is not None and (state.x is None or not _same(_observation(x).to(self._device), state.x)):
+            raise ValueError(
+                violation("x", "the observation that q was fitted to (call train(x) for another one)", "another observation")
+            )
+        return state
+
+    def sample(self, sample_shape: Shape = (), x: Tensor | None = None, show_progress_bars: bool = True) -> Tensor:
+        """Draws of q, (*sample_shape, D).
+
+        Args:
+            sample_shape: shape of the draws; () gives one of shape (D,).
+            x: must be the observation q was fitted to, or None.
+            show_progress_bars: unused, drawing is one call.
+
+        Raises:
+            ValueError: before `train()`, or for another x.
+        """
+        return self._fitted(x).family.sample(torch.Size(sample_shape)).reshape(*sample_shape, -1)
+
+    def sample_batched(
+        self, sample_shape: Shape, x: Tensor, max_sampling_batch_size: int = 10_000, show_progress_bars: bool = True
+    ) -> Tensor:
+        """Draws for many observations, (*sample_shape, num_obs, D).
+
+        Raises:
+            NotImplementedError: q was fitted to one observation.
+        """
+        raise NotImplementedError(
+            "This q belongs to one observation. Use train_amortized() and sample_batched, or fit many observations."
+        )
+
+    def log_prob(self, theta: Tensor, x: Tensor | None = None, track_gradients: bool = False) -> Tensor:
+        """log q(theta), (batch,), for theta (batch, D); -inf outside the prior's support.
+
+        Raises:
+            ValueError: before `train()`, for another x, or for theta of another length.
+        """
+        state = self._fitted(x)
+        theta = self._theta(theta)
+        with torch.set_grad_enabled(track_gradients):
+            return state.family.log_prob(theta).to(theta.dtype)
+
+    def potential(self, theta: Tensor, x: Tensor | None = None, track_gradients: bool = False) -> Tensor:
+        """The potential log p(theta | x) + const, (batch,), for theta (batch, D)."""
+        theta = self._theta(theta)
+        with torch.set_grad_enabled(track_gradients):
+            return self.potential_fn.evaluate(theta, self._x_or_default(x))
+
+    def map(
+        self,
+        x: Tensor | None = None,
+        num_iter: int = 1000,
+        num_to_optimize: int = 100,
+        learning_rate: float = 0.01,
+        init_method: str | Tensor = "proposal",
+        num_init_samples: int = 10_000,
+        save_best_every: int = 10,
+        show_progress_bars: bool = False,
+        force_update: bool = False,
+    ) -> Tensor:
+        """The maximum a posteriori, (1, D), by gradient ascent from the best of many starts; kept until x changes.
+
+        Args:
+            x: the observation; None uses the default one.
+            num_iter, learning_rate, save_best_every: of the ascent.
+            num_to_optimize: how many of the starts are followed.
+            init_method: "posterior" (or "proposal") and "prior" draw `num_init_samples` starts; a tensor (N, D) is
+                used as it is.
+            show_progress_bars: show one.
+            force_update: search again although a value is kept.
+
+        Ctrl-C ends the search and keeps the best so far.
+        """
+        x = self._x_or_default(x)
+        if self._map is None or force_update or not _same(x, self._x):
+            best, _ = ascend(
+                self._log_p(x),
+                self._coords,
+                self._starts(init_method, positive_int("num_init_samples", num_init_samples)),
+                num_iter=num_iter,
+                num_to_optimize=num_to_optimize,
+                learning_rate=learning_rate,
+                save_best_every=save_best_every,
+                show_progress_bars=show_progress_bars,
+            )
+            if not _same(x, self._x):
+                return best[None]
+            self._map = best[None]
+        return self._map
+
+    def _starts(self, init_method: str | Tensor, n: int) -> Tensor:
+        if isinstance(init_method, Tensor):
+            return self._theta(finite_tensor("init_method", init_method))
+        one_of("init_method", init_method, ("proposal", "posterior", "prior"))
+        if init_method == "prior":
+            return self.prior.sample(torch.Size([n]))
+        return self.sample((n,))
+
+    # -- how good it is -------------------------------------------------------------------------------------------
+
+    @property
+    def trace(self) -> Trace:
+        """How the objective went during the last fit."""
+        return self._fitted(None).trace
+
+    @property
+    def report(self) -> Report:
+        """The certificate of the last fit; made on first use."""
+        state = self._fitted(None)
+        if state.report is None:
+            state = replace(state, report=self._certify(_CERTIFICATE_DRAWS))
+            self._state = state
+        return state.report
+
+    def evaluate(self, quality_control_metric: str = "psis", N: int = _CERTIFICATE_DRAWS) -> Report:  # noqa: N803
+        """Score q, print the score and return the report.
+
+        Args:
+            quality_control_metric: "psis" (k-hat of the importance weights), "prop" or "prop_prior" (is q proportional
+                to the potential at draws of q, of the prior).
+            N: number of draws.
+        """
+        one_of("quality_control_metric", quality_control_metric, QUALITY_METRICS)
+        positive_int("N", N)
+        report = self._certify(N)
+        if quality_control_metric == "psis":
+            print(f"k-hat {report.khat:.3f} ({report.status}): {report.sentence}")
+        else:
+            score = self._proportionality(quality_control_metric, N)
+            print(f"{quality_control_metric} r^2 {score:.3f} (1 is best): {report.sentence}")
+        return report
+
+    def _certify(self, n: int) -> Report:
+        state = self._fitted(None)
+        with torch.no_grad():
+            theta, log_q = state.family.sample_and_log_prob(n)
+            log_p = _in_pieces(self._log_p(state.x), theta)
+        return certify(log_p, log_q, stop_reason=state.trace.stop_reason)
+
+    def _proportionality(self, metric: str, n: int) -> float:
+        state = self._fitted(None)
+        with torch.no_grad():
+            theta = state.family.sample((n,)) if metric == "prop" else self.prior.sample(torch.Size([n]))
+            return proportionality(_in_pieces(self._log_p(state.x), theta), state.family.log_prob(theta))
+
+    def _quality_control(self, metric: str) -> None:
+        report = self.report
+        if metric == "psis":
+            poor, score = report.status != "ok", f"k-hat {report.khat:.2f}"
+        else:
+            r2 = self._proportionality(metric, _CERTIFICATE_DRAWS)
+            poor, score = r2 < 0.8, f"{metric} r^2 {r2:.2f}"
+        if poor:
+            warnings.warn(f"Quality of q: {score}. {report.sentence}", stacklevel=3)
+
+    # -- moving and printing --------------------------------------------------------------------------------------
+
+    def to(self, device: str | torch.device) -> "VIPosterior":
+        """Move potential, prior, coordinates, q, x, the MAP and the optimiser's state to `device`. Returns self."""
+        from visbi.core.devices import move
+
+        self._device = str(device)
+        self.potential_fn.to(device)
+        self.prior = move(self.prior, device)
+        self._coords = self._coords.to(device)
+        self._family = self._family.to(device)
+        self._x = None if self._x is None else self._x.to(device)
+        self._map = None if self._map is None else self._map.to(device)
+        if isinstance(self._state, SingleFit):
+            for entries in self._state.optimizer.state.values():
+                entries.update({k: v.to(device) if isinstance(v, Tensor) and v.ndim else v for k, v in entries.items()})
+            x = None if self._state.x is None else self._state.x.to(device)
+            self._state = replace(self._state, x=x)
+        return self
+
+    def __repr__(self) -> str:
+        state = self._state
+        fitted = "not fitted" if isinstance(state, Untrained) else f"fitted by {state.method} in {state.trace.num_iters} steps"
+        return f"VIPosterior(D={self._coords.dim_theta}, {fitted})"
+
+    def _theta(self, theta: Any) -> Tensor:
+        theta = torch.as_tensor(theta).to(self._device)
+        theta = theta if theta.is_floating_point() else theta.to(self._coords.dtype)
+        theta = theta[None] if theta.ndim == 1 else theta
+        if theta.ndim != 2 or theta.shape[-1] != self._coords.dim_theta:
+            raise ValueError(violation("theta", f"shape (batch, {self._coords.dim_theta})", tuple(theta.shape)))
+        return theta
+
+
+def _objective(method: str, options: TrainOptions) -> Callable[[Family, LogDensity], Loss]:
+    """The loss of a method with the options that concern it."""
+    flags = {"stick_the_landing": options.stick_the_landing, "dreg": options.dreg}
+    chosen: dict[str, Any] = {name: flag for name, flag in flags.items() if flag is not None}
+    n = options.n_particles
+    if method == "fKL":
+        return lambda q, p: forward_kl(q, p, n, weight_transform=options.weight_transform)
+    if method == "IW":
+        return lambda q, p: importance_weighted(q, p, n, K=options.K, **chosen)
+    if method == "alpha":
+        return lambda q, p: renyi(q, p, n, alpha=options.alpha, **chosen)
+    # for a single draw DReG and sticking the landing are the same estimator
+    path = any(chosen.values()) if chosen else True
+    return lambda q, p: reverse_kl(q, p, n, stick_the_landing=path)
+
+
+def _find_prior(prior: Distribution | None, potential_fn: Any, q: Any) -> Distribution:
+    for candidate in (prior, getattr(potential_fn, "prior", None), getattr(q, "prior", None)):
+        if candidate is not None:
+            return as_prior(candidate)
+    raise ValueError(violation("prior", "a Distribution (neither `potential_fn` nor `q` carries one)", None))
+
+
+def _observation(x: Any) -> Tensor:
+    x = finite_tensor("x", x)
+    return x[None] if x.ndim < 2 else x
+
+
+def _ignores_x(potential: BasePotential) -> bool:
+    """A plain callable may have its observation inside."""
+    return hasattr(potential, "potential_fn")
+
+
+def _same(a: Tensor | None, b: Tensor | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return a.shape == b.shape and bool((a == b).all())
+
+
+def _same_schedule(a: TrainOptions, b: TrainOptions) -> bool:
+    """Whether an optimiser made under `a` does what `b` asks for."""
+    names = ("learning_rate", "gamma", "optimizer", "scheduler")
+    return all(getattr(a, name) == getattr(b, name) for name in names)
+
+
+def _in_pieces(log_p: LogDensity, theta: Tensor) -> Tensor:
+    return torch.cat([log_p(piece) for piece in theta.split(_BATCH)])
