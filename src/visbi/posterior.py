@@ -10,9 +10,8 @@ References:
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -28,10 +27,10 @@ from visbi.families.base import Family
 from visbi.families.custom import family_from
 from visbi.families.names import FAMILY_NAMES, named_family
 from visbi.fitting.config import METHODS, QUALITY_METRICS, TrainOptions
-from visbi.fitting.gradient import Trace, fit_gradient, make_optimizer, warm_up
+from visbi.fitting.gradient import Trace
 from visbi.fitting.maximum import ascend
+from visbi.fitting.single import Problem, fit_single
 from visbi.fitting.state import SingleFit, Untrained
-from visbi.objectives import Loss, forward_kl, importance_weighted, renyi, reverse_kl
 from visbi.potentials.base import BasePotential
 from visbi.potentials.custom import as_potential
 from visbi.priors.distributions import as_prior
@@ -235,7 +234,7 @@ class VIPosterior:
             check_for_convergence: stop when the objective no longer improves.
             quality_control, quality_control_metric: score q afterwards ("psis", "prop", "prop_prior"); a bad score warns.
             **kwargs: `eps`, `retain_graph`, `optimizer`, `scheduler`, `alpha`, `K`, `stick_the_landing`, `dreg`,
-                `weight_transform`, `seed`: see `visbi.fitting.TrainOptions`.
+                `weight_transform`, `init`, `seed`: see `visbi.fitting.TrainOptions`.
 
         Raises:
             ValueError: a value out of range, x missing or not finite.
@@ -268,20 +267,13 @@ class VIPosterior:
         return self
 
     def _fit(self, x: Tensor | None, options: TrainOptions) -> None:
-        before = self._state
         log_p = self._log_p(x)
         self._probe(log_p)
-        if options.retrain_from_scratch:
-            self._family, self._warm = self._family.fresh(), False
-        same = isinstance(before, SingleFit) and before.family is self._family
-        optimizer, scheduler = make_optimizer(self._family, options)
-        if isinstance(before, SingleFit) and same and not options.reset_optimizer and _same_schedule(before.options, options):
-            optimizer, scheduler = before.optimizer, before.scheduler
-        if not same and not self._warm and options.warm_up_rounds:
-            warm_up(self._family, self._log_prior, options)
-        objective = partial(_objective(self._method, options), self._family, log_p)
-        trace = fit_gradient(self._family, objective, optimizer, scheduler, options)
-        self._state = SingleFit(self._family, x, trace, options, self._method, optimizer, scheduler)
+        before = self._state if isinstance(self._state, SingleFit) else None
+        problem = Problem(log_p, self._log_prior, self._coords)
+        fit = fit_single(self._family, problem, self._method, options, before=before, warm=self._warm)
+        self._family, self._warm = fit.family, False
+        self._state = replace(fit, x=x)
 
     def _probe(self, log_p: LogDensity) -> None:
         """Evaluate the potential once, so that a wrong shape shows before any fit."""
@@ -492,22 +484,6 @@ class VIPosterior:
         return theta
 
 
-def _objective(method: str, options: TrainOptions) -> Callable[[Family, LogDensity], Loss]:
-    """The loss of a method with the options that concern it."""
-    flags = {"stick_the_landing": options.stick_the_landing, "dreg": options.dreg}
-    chosen: dict[str, Any] = {name: flag for name, flag in flags.items() if flag is not None}
-    n = options.n_particles
-    if method == "fKL":
-        return lambda q, p: forward_kl(q, p, n, weight_transform=options.weight_transform)
-    if method == "IW":
-        return lambda q, p: importance_weighted(q, p, n, K=options.K, **chosen)
-    if method == "alpha":
-        return lambda q, p: renyi(q, p, n, alpha=options.alpha, **chosen)
-    # for a single draw DReG and sticking the landing are the same estimator
-    path = any(chosen.values()) if chosen else True
-    return lambda q, p: reverse_kl(q, p, n, stick_the_landing=path)
-
-
 def _find_prior(prior: Distribution | None, potential_fn: Any, q: Any) -> Distribution:
     for candidate in (prior, getattr(potential_fn, "prior", None), getattr(q, "prior", None)):
         if candidate is not None:
@@ -529,12 +505,6 @@ def _same(a: Tensor | None, b: Tensor | None) -> bool:
     if a is None or b is None:
         return a is b
     return a.shape == b.shape and bool((a == b).all())
-
-
-def _same_schedule(a: TrainOptions, b: TrainOptions) -> bool:
-    """Whether an optimiser made under `a` does what `b` asks for."""
-    names = ("learning_rate", "gamma", "optimizer", "scheduler")
-    return all(getattr(a, name) == getattr(b, name) for name in names)
 
 
 def _in_pieces(log_p: LogDensity, theta: Tensor) -> Tensor:

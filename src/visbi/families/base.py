@@ -123,6 +123,12 @@ class Body(nn.Module, ABC):
     def log_prob(self, z: Tensor) -> Tensor:
         """log q(z) (N,) for z (N, d)."""
 
+    def placed(self, loc: Tensor, scale_tril: Tensor) -> "Body":
+        """This body moved by z = loc + L y; a Gaussian takes the place itself."""
+        from visbi.families.affine import AffineBody
+
+        return AffineBody(self, loc, scale_tril)
+
     def score_at_draws(self, z: Tensor) -> Tensor:
         """d log q / dz at z (N, d), without gradient."""
         with torch.enable_grad():
@@ -169,6 +175,10 @@ class LinkedFamily(Family):
         flat = z.reshape(-1, z.shape[-1])
         log_q = self.body.log_prob(flat.to(self._dtype())).double().reshape(z.shape[:-1]) - ladj
         return torch.where(contained, log_q, -torch.inf)
+
+    def placed(self, loc: Tensor, scale_tril: Tensor) -> "LinkedFamily":
+        """A family with the same weights, its body moved by z = loc + L y."""
+        return LinkedFamily(self.body.placed(loc, scale_tril), self.coords, self._build)
 
     def fresh(self) -> "LinkedFamily":
         body = self._build(self.body.dim).to(self.coords.low.device)

@@ -58,6 +58,12 @@ class GaussianBody(Body):
         unit = torch.eye(self.dim, dtype=scale.dtype, device=scale.device)
         return scale[:, None] * unit.index_put((i, j), _UNIT * self.raw_below)
 
+    def placed(self, loc: Tensor, scale_tril: Tensor) -> "GaussianBody":
+        if self.raw_below is None:  # the diagonal Gaussian nearest in reverse KL has the conditional variances
+            scale_tril = torch.cholesky_inverse(scale_tril).diagonal().rsqrt().diag()
+        self.set_(loc, scale_tril)
+        return self
+
     def set_(self, loc: Tensor, scale_tril: Tensor) -> None:
         """Overwrite m and L in place."""
         with torch.no_grad():

@@ -12,13 +12,16 @@ from torch.optim.lr_scheduler import ExponentialLR
 from visbi.core.checks import in_interval, non_negative_int, one_of, positive, positive_int, unknown_keyword, violation
 from visbi.core.types import Seed
 
-__all__ = ["METHODS", "QUALITY_METRICS", "TrainOptions"]
+__all__ = ["INITS", "METHODS", "QUALITY_METRICS", "TrainOptions"]
 
 METHODS = ("rKL", "fKL", "IW", "alpha")
 """Divergences that `vi_method` accepts."""
 
 QUALITY_METRICS = ("psis", "prop", "prop_prior")
 """Scores that `quality_control_metric` accepts."""
+
+INITS = ("prior", "match", "explore")
+"""Names that `init` accepts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +49,9 @@ class TrainOptions:
         stick_the_landing: leave the score of q out of the gradient; None: as the objective's default.
         dreg: doubly reparameterised gradient; None: as the objective's default.
         weight_transform: applied to importance weights of mean 1 for 'fKL'.
+        init: where q starts on a first fit: "prior" (by `warm_up_rounds`), "match" (a Gaussian matched to the
+            potential's scores), "explore" (the moments of tempered particles: slower, finds the mass wherever it is), or
+            draws (N, D) near the posterior.
         seed: makes the fit repeatable and leaves torch's global generator alone.
     """
 
@@ -71,6 +77,7 @@ class TrainOptions:
     stick_the_landing: bool | None = None
     dreg: bool | None = None
     weight_transform: Callable[[Tensor], Tensor] | None = None
+    init: str | Tensor = "prior"
     seed: Seed = None
 
     def __post_init__(self) -> None:
@@ -84,6 +91,8 @@ class TrainOptions:
         in_interval("eps", self.eps, 0.0, float("inf"), closed="l")
         in_interval("alpha", self.alpha, 0.0, float("inf"), closed="l")
         one_of("quality_control_metric", self.quality_control_metric, QUALITY_METRICS)
+        if not isinstance(self.init, Tensor):
+            one_of("init", self.init, INITS)
         for name in ("optimizer", "scheduler"):
             if not callable(getattr(self, name)):
                 raise TypeError(violation(name, "a class or callable", repr(getattr(self, name))))
