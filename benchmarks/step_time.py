@@ -95,7 +95,8 @@ def table(result: dict[str, Any]) -> str:
         "",
         f"{SETTINGS['n_particles']} particles, {SETTINGS['num_transforms']} transforms, "
         f"{SETTINGS['hidden_features']} hidden features, one thread, {result['repeats']} repeats, "
-        "tools taking turns. Gaussian target, standard normal prior.",
+        "tools taking turns. Gaussian target, standard normal prior. "
+        f"Further options of train: {result['train'] or 'none, the defaults of each tool'}.",
         f"{versions}; {result['processor']}, {result['cores']} cores; {result['when']}; load average "
         f"{result['load_before']:.1f} before, {result['load_after']:.1f} after.",
         "",
@@ -122,6 +123,12 @@ def main() -> None:
     parser.add_argument("--families", nargs="+", default=["maf", "nsf"])
     parser.add_argument("--methods", nargs="+", default=["rKL", "fKL"])
     parser.add_argument("--dims", nargs="+", type=int, default=list(DIMENSIONS))
+    parser.add_argument(
+        "--train",
+        type=json.loads,
+        default={},
+        help='further options of train(), e.g. {"stick_the_landing": true}',
+    )
     parser.add_argument("--output", type=Path, default=HERE / "results")
     options = parser.parse_args()
 
@@ -132,7 +139,13 @@ def main() -> None:
     for family in options.families:
         for method in options.methods:
             for dim in options.dims:
-                case = {"family": family, "method": method, "dim": dim, "settings": SETTINGS}
+                case = {
+                    "family": family,
+                    "method": method,
+                    "dim": dim,
+                    "settings": SETTINGS,
+                    "train": options.train,
+                }
                 row = measure(workers, {**case, "target_seconds": options.target_seconds}, options.repeats)
                 medians = "  ".join(f"{w.tool} {row[w.tool]['median_ms']:8.1f} ms" for w in workers)
                 print(f"{family} {method} D={dim:<3d} {medians}", flush=True)
@@ -142,6 +155,7 @@ def main() -> None:
         "tools": [worker.tool for worker in workers],
         "versions": {name: version for worker in workers for name, version in worker.versions.items()},
         "settings": SETTINGS,
+        "train": options.train,
         "repeats": options.repeats,
         "processor": processor(),
         "cores": os.cpu_count(),

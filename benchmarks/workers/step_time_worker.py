@@ -47,12 +47,12 @@ def build(tool: str, family: str, method: str, dim: int, settings: dict[str, int
     )
 
 
-def train_seconds(posterior: Any, steps: int, dim: int, n_particles: int) -> float:
+def train_seconds(posterior: Any, steps: int, dim: int, options: dict[str, Any]) -> float:
     """Wall seconds of `steps` further gradient steps, training's constant part included."""
     began = time.perf_counter()
     posterior.train(
         torch.zeros(1, dim),
-        n_particles=n_particles,
+        **options,
         max_num_iters=steps,
         warm_up_rounds=0,
         check_for_convergence=False,
@@ -66,7 +66,8 @@ class Case:
     """One posterior that is trained on and on, and the number of steps that fill the time asked for."""
 
     def __init__(self, tool: str, request: dict[str, Any]) -> None:
-        self.dim, self.n_particles = request["dim"], request["settings"]["n_particles"]
+        self.dim = request["dim"]
+        self.options = {"n_particles": request["settings"]["n_particles"], **request["train"]}
         torch.manual_seed(0)
         self.posterior = build(tool, request["family"], request["method"], self.dim, request["settings"])
         self.seconds(SHORT)
@@ -75,7 +76,7 @@ class Case:
 
     def seconds(self, steps: int) -> float:
         """Wall seconds of one call of `train`."""
-        return train_seconds(self.posterior, steps, self.dim, self.n_particles)
+        return train_seconds(self.posterior, steps, self.dim, self.options)
 
     def milliseconds_per_step(self) -> float:
         """One measurement."""
