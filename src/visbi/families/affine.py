@@ -25,17 +25,24 @@ class AffineBody(Body):
     True
     """
 
+    loc: Tensor
+    scale_tril: Tensor
+
     def __init__(self, inner: Body, loc: Tensor, scale_tril: Tensor) -> None:
         super().__init__(inner.dim)
         self.inner = inner
         self.register_buffer("loc", loc.detach().double().clone())
         self.register_buffer("scale_tril", scale_tril.detach().double().clone())
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float64  # z is centred before it is rounded to what the inner body works in
+
     def _log_volume(self) -> Tensor:
-        return self.scale_tril.diagonal().log().sum()  # type: ignore[union-attr]
+        return self.scale_tril.diagonal().log().sum()
 
     def _outward(self, y: Tensor) -> Tensor:
-        return self.loc + y.double() @ self.scale_tril.mT  # type: ignore[operator]
+        return self.loc + y.double() @ self.scale_tril.mT
 
     def rsample_and_log_prob(self, n: int) -> tuple[Tensor, Tensor]:
         y, log_q = self.inner.rsample_and_log_prob(n)
@@ -49,9 +56,8 @@ class AffineBody(Body):
 
     def log_prob(self, z: Tensor) -> Tensor:
         centred = (z.double() - self.loc).mT
-        y = torch.linalg.solve_triangular(self.scale_tril, centred, upper=False).mT  # type: ignore[arg-type]
-        dtype = next(self.inner.parameters()).dtype
-        return self.inner.log_prob(y.to(dtype)).double() - self._log_volume()
+        y = torch.linalg.solve_triangular(self.scale_tril, centred, upper=False).mT
+        return self.inner.log_prob(y.to(self.inner.dtype)).double() - self._log_volume()
 
     def placed(self, loc: Tensor, scale_tril: Tensor) -> Body:
         return AffineBody(self.inner, loc, scale_tril)

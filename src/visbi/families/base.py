@@ -15,7 +15,6 @@ is their difference. The path part needs only the vector v = d/dtheta log q(thet
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +47,8 @@ class Draws:
     def log_q_score(self) -> Tensor:
         """(N,), the same values, its gradient with theta held fixed."""
         if self.log_q_path is None:
+            if self.theta.requires_grad:
+                raise ValueError("the score of reparameterised draws needs their path part: draw with path=True")
             return self.log_q  # theta carries no gradient, so the total derivative is the score
         return self.log_q - self.log_q_path + self.log_q_path.detach()
 
@@ -90,7 +91,9 @@ class Family(nn.Module, ABC):
     def rsample(self, sample_shape: Shape = ()) -> Tensor:
         """Draws of shape (*sample_shape, D), differentiable."""
         shape = torch.Size(sample_shape)
-        return self.sample_and_log_prob(max(shape.numel(), 1))[0].reshape(*shape, -1)
+        # no family need know how to draw nothing
+        theta = self.sample_and_log_prob(max(shape.numel(), 1))[0][: shape.numel()]
+        return theta.reshape(*shape, *self.event_shape)
 
     def sample(self, sample_shape: Shape = ()) -> Tensor:
         """Draws of shape (*sample_shape, D), no gradient."""
@@ -121,7 +124,12 @@ class Body(nn.Module, ABC):
 
     @abstractmethod
     def log_prob(self, z: Tensor) -> Tensor:
-        """log q(z) (N,) for z (N, d)."""
+        """log q(z) (N,) for z (N, d) of `dtype`."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What `log_prob` expects z in."""
+        return next(p.dtype for p in self.parameters() if p.is_floating_point())
 
     def placed(self, loc: Tensor, scale_tril: Tensor) -> "Body":
         """This body moved by z = loc + L y; a Gaussian takes the place itself."""
@@ -168,12 +176,12 @@ class LinkedFamily(Family):
         return Draws(theta, log_q.double() - ladj, None if log_q_path is None else log_q_path.double() - ladj)
 
     def log_prob(self, theta: Tensor) -> Tensor:
-        contained = self.coords.contains(theta)
+        contained = self.coords.contains(theta) & torch.isfinite(theta).all(-1)
         # a point outside is moved to one that is inside before any arithmetic, so that no NaN is born
         safe = torch.where(contained[..., None], theta, self._anchor(theta))
         z, ladj = self.coords.to_z(safe)
         flat = z.reshape(-1, z.shape[-1])
-        log_q = self.body.log_prob(flat.to(self._dtype())).double().reshape(z.shape[:-1]) - ladj
+        log_q = self.body.log_prob(flat.to(self.body.dtype)).double().reshape(z.shape[:-1]) - ladj
         return torch.where(contained, log_q, -torch.inf)
 
     def placed(self, loc: Tensor, scale_tril: Tensor) -> "LinkedFamily":
@@ -187,9 +195,3 @@ class LinkedFamily(Family):
     def _anchor(self, theta: Tensor) -> Tensor:
         zero = torch.zeros(1, self.body.dim, dtype=torch.float64, device=theta.device)
         return self.coords.to_theta(zero)[0][0].to(theta.dtype)
-
-    def _dtype(self) -> torch.dtype:
-        return next(iter(self._floats()), torch.zeros(())).dtype
-
-    def _floats(self) -> Iterable[Tensor]:
-        return (p for p in self.body.parameters() if p.is_floating_point())

@@ -26,11 +26,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from visbi.core.zuko_import import zuko
-from visbi.families.base import Body
+from visbi.families.base import Body, path_part
+from visbi.families.spline import RationalQuadraticSpline, spline_shapes
 
-__all__ = ["AutoregressiveBody", "CouplingFlowBody", "GaussianizationBody"]
+__all__ = ["AutoregressiveBody", "CouplingFlowBody", "GaussianizationBody", "spline_flow"]
 
 _LOG_2PI = math.log(2 * math.pi)
+_AFFINE_SLOPE = 1e-3  # zuko's smallest slope of an affine entry
 
 
 def _standard_normal(u: Tensor) -> Tensor:
@@ -83,7 +85,7 @@ class AutoregressiveBody(_FlowBody):
 
     Args:
         dim: d.
-        flow: one of zuko's autoregressive flows (MAF, NSF, NAF, UNAF, SOSPF).
+        flow: one of zuko's autoregressive flows (MAF, NAF, UNAF, SOSPF), or `spline_flow`.
         num_transforms: number of layers.
         hidden_features: width of the two hidden layers of each masked network.
 
@@ -102,11 +104,14 @@ class AutoregressiveBody(_FlowBody):
         u = self._noise(n)
         z, log_q, score = u, _standard_normal(u), -u
         for layer in self.layers:
-            score = _pull_back(layer, z.detach(), score)
-            z, ladj = layer(None).call_and_ladj(z)
-            log_q = log_q - _total(ladj, log_q)
-        value = log_q.detach()
-        return z, log_q, value + (score * (z - z.detach())).sum(-1)
+            z, ladj, score = _carry(layer, z, score)
+            log_q = log_q - ladj
+        return z, log_q, path_part(log_q, z, score)
+
+
+def spline_flow(dim: int, *, bins: int = 8, **options: Any) -> Any:
+    """zuko's masked autoregressive flow with our splines as its entries."""
+    return zuko.flows.MAF(dim, univariate=RationalQuadraticSpline, shapes=spline_shapes(bins), **options)
 
 
 class GaussianizationBody(Body):
@@ -152,56 +157,74 @@ def _shrink(layer: nn.Module) -> None:
             phi.mul_(1e-2)
 
 
-@torch.no_grad()
-def _pull_back(layer: Any, x: Tensor, score: Tensor) -> Tensor:
-    """v_y from v_x for one layer; see the module's text."""
+def _carry(layer: Any, x: Tensor, score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """y, log|det J| (N,) and v_y from x and v_x for one layer; see the module's text."""
     if not hasattr(layer, "hyper"):
-        return _pull_back_elementwise(layer(None), x, score)
+        return _carry_elementwise(layer(None), x, score)
     phi, jacobian, last = _masked_network(layer.hyper, x)
-    shape = (x.shape[0], x.shape[1], -1)
-    with torch.enable_grad():
-        phi = phi.reshape(shape).requires_grad_()
-        x = x.detach().requires_grad_()
-        y, ladj = layer.univariate(*zuko.utils.unpack(phi, layer.shapes)).call_and_ladj(x)
-        (y_phi,) = torch.autograd.grad(y.sum(), phi, retain_graph=True)
-        grads = torch.autograd.grad(ladj.sum(), (x, phi), allow_unused=True)
-    ladj_x, ladj_phi = (torch.zeros_like(t) if g is None else g for g, t in zip(grads, (x, phi), strict=True))
-    # network part of both derivatives, (N, d + 1, hidden) @ (N, hidden, d)
-    per_entry = last.reshape(x.shape[1], -1, last.shape[1])
-    rows = torch.bmm(y_phi.transpose(0, 1), per_entry).transpose(0, 1)
-    extra = ladj_phi.flatten(1) @ last
-    product = torch.cat([rows, extra[:, None]], 1) @ jacobian.mT
-    rhs = score - ladj_x - product[:, -1]
-    order = torch.argsort(layer.order, stable=True)
-    triangle = product[:, :-1][:, order][:, :, order] + torch.diag_embed(ladj.exp()[:, order])
-    solved = torch.linalg.solve_triangular(triangle.mT, rhs[:, order, None], upper=True)[..., 0]
-    return torch.empty_like(solved).index_copy_(1, order, solved)
+    phi = phi.unflatten(-1, (x.shape[1], -1))
+    entry = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()  # x as the entry, not by way of the network
+    transform = layer.univariate(*zuko.utils.unpack(phi, layer.shapes))
+    y, ladj = transform.call_and_ladj(entry)
+    y_phi, ladj_x, ladj_phi = _derivatives(transform, entry, phi, y, ladj)
+    with torch.no_grad():
+        # network part of both derivatives, (N, d + 1, hidden) @ (N, hidden, d)
+        per_entry = last.reshape(x.shape[1], -1, last.shape[1])
+        rows = torch.bmm(y_phi.transpose(0, 1), per_entry).transpose(0, 1)
+        extra = ladj_phi.flatten(1) @ last
+        product = torch.cat([rows, extra[:, None]], 1) @ jacobian.mT
+        rhs = score - product[:, -1] if ladj_x is None else score - ladj_x - product[:, -1]
+        triangle = product[:, :-1] + torch.diag_embed(ladj.exp())
+        # entries are taken in ascending or in descending order, so J is lower or upper triangular as it stands
+        ascending = bool(layer.order[0] <= layer.order[-1])
+        score = torch.linalg.solve_triangular(triangle.mT, rhs[..., None], upper=ascending)[..., 0]
+    return y, ladj.sum(-1), score
 
 
-def _pull_back_elementwise(transform: Any, x: Tensor, score: Tensor) -> Tensor:
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        ladj = transform.call_and_ladj(x)[1]
-        ladj_x = torch.autograd.grad(ladj.sum(), x, allow_unused=True)[0] if ladj.requires_grad else None
+def _carry_elementwise(transform: Any, x: Tensor, score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     base = getattr(transform, "base", transform)
-    slope = base.log_abs_det_jacobian(x.detach(), base(x.detach())).exp()
-    return (score - (0 if ladj_x is None else ladj_x)) / slope
+    entry = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+    y, ladj = base.call_and_ladj(entry)
+    ladj_x = _gradients(ladj, (entry,))[0]
+    score = (score if ladj_x is None else score - ladj_x) / ladj.detach().exp()
+    return y, ladj.sum(-1), score
+
+
+def _derivatives(
+    transform: Any, x: Tensor, phi: Tensor, y: Tensor, ladj: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """dy/dphi (N, d, P), dladj/dx (N, d) or None for zero, and dladj/dphi (N, d, P), entry by entry."""
+    if isinstance(transform, zuko.transforms.MonotonicAffineTransform):
+        # y = exp(s) x + shift with s = a / (1 + |a| / c), so that ds/da = (1 - |s| / c)^2
+        with torch.no_grad():
+            slope = (1.0 + ladj.abs() / math.log(_AFFINE_SLOPE)).square()
+            zero_one = torch.zeros_like(slope), torch.ones_like(slope)
+            y_phi = torch.stack([zero_one[1], (y - phi[..., 0]) * slope], -1)
+            return y_phi, None, torch.stack([zero_one[0], slope], -1)
+    (y_phi,) = _gradients(y, (phi,))
+    ladj_x, ladj_phi = _gradients(ladj, (x, phi))
+    zero = torch.zeros_like(phi)
+    return zero if y_phi is None else y_phi, ladj_x, zero if ladj_phi is None else ladj_phi
+
+
+def _gradients(output: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
+    if not output.requires_grad:
+        return (None,) * len(inputs)
+    return torch.autograd.grad(output, inputs, torch.ones_like(output), retain_graph=True, allow_unused=True)
 
 
 def _masked_network(network: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Output of a masked MLP (N, P), Jacobian of its last hidden layer (N, d, H), and its last weight (P, H)."""
+    """Output of a masked MLP (N, P) with its graph; without, Jacobian of its last hidden layer (N, d, H) and last weight."""
     *hidden, last = network
     h, jacobian = x, None
     for module in hidden:
         if hasattr(module, "mask"):
             weight = module.mask * module.weight
             h = functional.linear(h, weight, module.bias)
-            jacobian = weight.mT if jacobian is None else jacobian @ weight.mT
-        else:
-            with torch.enable_grad():
-                leaf = h.detach().requires_grad_()
-                out = module(leaf)
-                slope = torch.autograd.grad(out.sum(), leaf)[0]
-            h, jacobian = out.detach(), slope[:, None] * jacobian  # type: ignore[operator]
+            transposed = weight.detach().mT
+            jacobian = transposed if jacobian is None else jacobian @ transposed
+        else:  # ReLU, as zuko builds them here
+            h = module(h)
+            jacobian = (h.detach() > 0)[:, None] * jacobian  # type: ignore[operator]
     weight = last.mask * last.weight
-    return functional.linear(h, weight, last.bias), jacobian, weight  # type: ignore[return-value]
+    return functional.linear(h, weight, last.bias), jacobian, weight.detach()  # type: ignore[return-value]

@@ -22,9 +22,12 @@ FAMILY_NAMES = (*_AUTOREGRESSIVE, "nice", "gf", "gaussian", "gaussian_diag")
 def _autoregressive(dim: int, flow: str, num_transforms: int, hidden_features: int) -> Body:
     # zuko takes a third of a second to import: only for those who use it
     from visbi.core.zuko_import import zuko
-    from visbi.families.flows import AutoregressiveBody
+    from visbi.families.flows import AutoregressiveBody, spline_flow
 
-    make = getattr(zuko.flows, flow)
+    make = spline_flow if flow == "NSF" else getattr(zuko.flows, flow)
+    if flow in ("NAF", "UNAF"):
+        # the one-dimensional networks inside: as wide as the signal that steers them, not as zuko's 64 x 64
+        make = partial(make, network={"hidden_features": [16, 16]})
     return AutoregressiveBody(dim, make, num_transforms=num_transforms, hidden_features=hidden_features)
 
 

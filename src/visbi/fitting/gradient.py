@@ -58,11 +58,17 @@ def make_optimizer(family: Family, options: TrainOptions) -> tuple[torch.optim.O
     parameters = family.trainable()
     if not parameters:
         raise ValueError("`q`: expected trainable parameters; got none (pass `parameters=` or `modules=`)")
-    optimizer = options.optimizer(parameters, lr=options.learning_rate)
+    # one fused kernel instead of a dozen small ones per parameter
+    fused = {"fused": True} if options.optimizer is torch.optim.Adam and _can_fuse(parameters) else {}
+    optimizer = options.optimizer(parameters, lr=options.learning_rate, **fused)
     wants_gamma = "gamma" in inspect.signature(options.scheduler).parameters
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
         return optimizer, options.scheduler(optimizer, **({"gamma": options.gamma} if wants_gamma else {}))
+
+
+def _can_fuse(parameters: Sequence[Tensor]) -> bool:
+    return all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
 
 
 def fit_gradient(
