@@ -162,6 +162,7 @@ def log_evidence(z: np.ndarray, n: int, seed: int) -> dict[str, float]:
     fraction = float(np.exp(2 * logsumexp(log_w) - logsumexp(2 * log_w)) / n)
     return {
         "value": value,
+        "value_of_log_counts": value + float(np.log([HARE, LYNX]).sum()),  # x = log y has another density
         "standard_error": float(np.sqrt((1 / fraction - 1) / n)),
         "ess_fraction": fraction,
         "draws": n,
