@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from visbi.core.checks import one_of
+from visbi.core.types import Shape
 from visbi.core.zuko_import import zuko
 
-__all__ = ["FLOWS", "ConditionalFlow", "RatioClassifier", "ResidualNetwork"]
+__all__ = ["FLOWS", "ConditionalFlow", "RatioClassifier", "ResidualNetwork", "embedded_features"]
 
 FLOWS = ("maf", "nsf")
 """Names of conditional flows."""
@@ -79,18 +80,19 @@ class ConditionalFlow(nn.Module):
         context = condition_features + hidden_features
         self.encoder = ResidualNetwork(condition_features, hidden_features, hidden_features)
         self.regression = nn.Linear(context, 2 * features)
-        zuko_flow = zuko.flows.NSF if flow == "nsf" or features == 1 else zuko.flows.MAF
-        options: dict[str, Any] = {"bins": _BINS} if zuko_flow is zuko.flows.NSF else {}
-        built = zuko_flow(
+        splines = flow == "nsf" or features == 1
+        build: Any = zuko.flows.NSF if splines else zuko.flows.MAF
+        width, bins = hidden_features, {"bins": _BINS} if splines else {}
+        zuko_flow = build(
             features,
             context,
             transforms=num_transforms,
-            hidden_features=(hidden_features, hidden_features),
+            hidden_features=(width, width),
             activation=nn.SiLU,
-            **options,
+            **bins,
         )
-        self.layers = nn.ModuleList(built.transform.transforms)
-        for output in (self.regression, *(layer.hyper[-1] for layer in self.layers)):  # type: ignore[index]
+        self.layers = nn.ModuleList(zuko_flow.transform.transforms)
+        for output in (self.regression, *(layer.hyper[-1] for layer in zuko_flow.transform.transforms)):
             nn.init.zeros_(output.weight)
             nn.init.zeros_(output.bias)
 
@@ -147,6 +149,16 @@ class RatioClassifier(nn.Module):
         for block in self.blocks:
             y = y + block(y)
         return self.exit(y).squeeze(-1)
+
+
+def embedded_features(embedding: nn.Module, event_shape: Shape) -> int:
+    """How many features `embedding` makes of one event; found by trying."""
+    training = embedding.training
+    parameter = next(embedding.parameters(), torch.empty(0))
+    with torch.no_grad():
+        probe = embedding.eval()(torch.zeros(2, *event_shape, device=parameter.device))
+    embedding.train(training)
+    return probe.flatten(1).shape[1]
 
 
 def _blocks(width: int, n: int) -> nn.ModuleList:

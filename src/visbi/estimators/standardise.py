@@ -93,7 +93,9 @@ def _inverse_cholesky(z: Tensor) -> Tensor:
     """L^-1 of the correlation matrix L L' of rows z (N, n) that have mean 0 and sd 1."""
     n_rows, n = z.shape
     if n_rows <= n:
-        message = violation("z_score", f"more than {n} rows for 'structured', which whitens {n} entries", n_rows)
+        message = violation(
+            "z_score", f"more than {n} rows for 'structured', which whitens {n} entries", n_rows
+        )
         raise ValueError(message)
     covariance = z.mT @ z / (n_rows - 1)
     covariance = covariance + torch.diag((covariance.diagonal() == 0).to(z.dtype))  # entries that do not vary

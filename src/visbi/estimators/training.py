@@ -14,11 +14,12 @@ Every epoch runs under a seed of its own, derived from the one before, so that a
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from visbi.core.checks import violation
 from visbi.core.random import fresh_seed, seeded, spawn_seeds
@@ -66,7 +67,8 @@ def train(
 
     >>> x = torch.linspace(-1, 1, 200).unsqueeze(1)
     >>> line = nn.Linear(1, 1)
-    >>> state = train(line, lambda x: (line(x) - x).square().sum(1), [x], TrainingOptions(max_epochs=3), seed=0)
+    >>> options = TrainingOptions(max_epochs=3)
+    >>> state = train(line, lambda x: (line(x) - x).square().sum(1), [x], options, seed=0)
     >>> len(state.trace.validation), state.trace.stop_reason
     (3, 'max_epochs')
     """
@@ -81,7 +83,9 @@ def train(
                 raise
             reason = "interrupted"
     if not run.best:
-        raise RuntimeError(violation("loss", "a finite value on the held-out rows", "NaN or Inf after every epoch"))
+        raise RuntimeError(
+            violation("loss", "a finite value on the held-out rows", "NaN or Inf after every epoch")
+        )
     state = run.state(reason)
     module.load_state_dict(run.best)
     module.eval()
@@ -93,7 +97,9 @@ def _start(n_rows: int, seed: Seed, resume: TrainingState | None) -> TrainingSta
         first = fresh_seed() if seed is None else int(seed)
         return TrainingState(TrainingTrace(), n_rows, first, spawn_seeds(first, 1)[0])
     if resume.n_rows != n_rows:
-        raise ValueError(violation("resume", f"training on these {n_rows} rows", f"training on {resume.n_rows}"))
+        raise ValueError(
+            violation("resume", f"training on these {n_rows} rows", f"training on {resume.n_rows}")
+        )
     return resume
 
 
@@ -117,7 +123,12 @@ class _Run:
         start: TrainingState,
     ) -> None:
         self.module, self.loss, self.options, self.start = module, loss, options, start
-        self.trace, self.next_seed, self.steps, self.best = start.trace, start.next_seed, start.steps, start.best
+        self.trace, self.next_seed, self.steps, self.best = (
+            start.trace,
+            start.next_seed,
+            start.steps,
+            start.best,
+        )
         self.held_out, self.rows = self._split(data, weights)
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         rate, decay = options.learning_rate, options.weight_decay
@@ -166,7 +177,8 @@ class _Run:
         order = torch.randperm(self.rows[0].shape[0]).to(self.rows[0].device)
         n_steps = math.ceil(len(order) / self.options.batch_size)
         shuffled = (tensor[order].tensor_split(n_steps) for tensor in self.rows)
-        parameters, average = list(self.parameters.values()), list(self.average.values())
+        parameters: list[Tensor] = list(self.parameters.values())
+        average = list(self.average.values())
         self.module.train()
         losses: list[float] = []
         for weights, *batch in zip(*shuffled, strict=True):
@@ -179,7 +191,7 @@ class _Run:
             self.optimizer.step()
             self.steps += 1
             keep = min(self.options.averaging, (1 + self.steps) / (10 + self.steps))
-            torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - keep)
+            get_ema_multi_avg_fn(keep)(average, parameters, 0)
             losses.append(float(value.detach()))
         return losses, n_steps
 
@@ -212,7 +224,7 @@ class _Run:
         )
 
 
-def _cloned(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _cloned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
@@ -232,7 +244,9 @@ def _progress_bar(show: bool, description: str) -> Iterator[Callable[[TrainingTr
     with tqdm(desc=description, unit=" epochs") as bar:
 
         def tick(trace: TrainingTrace) -> None:
-            bar.set_postfix(held_out=f"{trace.validation[-1]:.4g}", best=f"{trace.best_loss:.4g}", refresh=False)
+            bar.set_postfix(
+                held_out=f"{trace.validation[-1]:.4g}", best=f"{trace.best_loss:.4g}", refresh=False
+            )
             bar.update()
 
         yield tick

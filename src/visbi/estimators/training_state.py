@@ -40,7 +40,7 @@ class TrainingOptions:
     validation_fraction: float = 0.1
     patience: int = 20
     clip_value: float = 5.0
-    weight_decay: float = 1.0
+    weight_decay: float = 0.1
     averaging: float = 0.99
 
     def __post_init__(self) -> None:
