@@ -1,17 +1,18 @@
 r"""What a variational family is: a distribution q over theta whose parameters can be learnt.
 
 A family has a *body*, a distribution over z in R^d, and the coordinates that carry z to the prior's
-support: theta = link(z), log q(theta) = log q(z) - log|dtheta/dz|. Families whose user defines them on the support
-directly have no link (`families.custom`).
+support: theta = link(z), log q(theta) = log q(z) - log|dtheta/dz|. Families whose user defines them on the
+support directly have no link (`families.custom`).
 
 Gradients. For draws theta = f_phi(u) the derivative of log q_phi(theta) has two parts,
 
-    d/dphi log q_phi(f_phi(u)) = [d/dtheta log q] df/dphi  (through the path)  +  d/dphi log q_phi(theta)|_theta  (the score).
+    d/dphi log q_phi(f_phi(u)) = [d/dtheta log q] df/dphi          (through the path)
+                               + d/dphi log q_phi(theta)|_theta    (the score).
 
-Every objective wants one of: both, the path alone (sticking the landing, Roeder et al. 2017; DReG, Tucker et al.
-2019), or the score alone (forward KL on draws of q). `Draws` carries the total and the path part; the score part
-is their difference. The path part needs only the vector v = d/dtheta log q(theta) at the draws, because
-<v, theta> - <v, theta>.detach() has just that gradient: no second copy of q with frozen parameters.
+Every objective wants one of: both, the path alone (sticking the landing, Roeder et al. 2017; DReG, Tucker et
+al. 2019), or the score alone (forward KL on draws of q). `Draws` carries the total and the path part; the
+score part is their difference. The path part needs only the vector v = d/dtheta log q(theta) at the draws,
+because <v, theta> - <v, theta>.detach() has just that gradient: no second copy of q with frozen parameters.
 """
 
 from abc import ABC, abstractmethod
@@ -25,7 +26,7 @@ from visbi.core.checks import violation
 from visbi.core.types import Shape
 from visbi.priors.transforms import Coordinates
 
-__all__ = ["Body", "Draws", "Family", "LinkedFamily", "path_part"]
+__all__ = ["Body", "Draws", "Family", "LinkedFamily", "kept_inside", "path_part"]
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Draws:
     Attributes:
         theta: (N, D), differentiable through the path if q can be reparameterised.
         log_q: (N,) float64, its gradient the total derivative.
-        log_q_path: (N,) float64, the same values, its gradient through theta alone; None if not asked for or if q
-            cannot be reparameterised.
+        log_q_path: (N,) float64, the same values, its gradient through theta alone; None if not asked for or
+            if q cannot be reparameterised.
     """
 
     theta: Tensor
@@ -48,7 +49,7 @@ class Draws:
         """(N,), the same values, its gradient with theta held fixed."""
         if self.log_q_path is None:
             if self.theta.requires_grad:
-                raise ValueError("the score of reparameterised draws needs their path part: draw with path=True")
+                raise ValueError("the score of reparameterised draws needs draws with path=True")
             return self.log_q  # theta carries no gradient, so the total derivative is the score
         return self.log_q - self.log_q_path + self.log_q_path.detach()
 
@@ -60,6 +61,17 @@ def path_part(log_q: Tensor, z: Tensor, score: Tensor) -> Tensor:
         log_q: (N,). z: (N, d), with its graph. score: (N, d), d log q / dz.
     """
     return log_q.detach() + (score.detach() * (z - z.detach())).sum(-1)
+
+
+def kept_inside(coords: Coordinates, theta: Tensor) -> tuple[Tensor, Tensor]:
+    """Which rows of theta (..., D) lie in the support, and theta with the others replaced by one that does.
+
+    They are replaced before any arithmetic, so that none gives birth to a NaN, be it in a gradient.
+    """
+    contained = coords.contains(theta) & torch.isfinite(theta).all(-1)
+    origin = torch.zeros(coords.dim_z, dtype=torch.float64, device=theta.device)
+    anchor = coords.to_theta(origin)[0].to(theta.dtype)
+    return contained, torch.where(contained[..., None], theta, anchor)
 
 
 class Family(nn.Module, ABC):
@@ -106,7 +118,7 @@ class Family(nn.Module, ABC):
 
     @abstractmethod
     def fresh(self) -> "Family":
-        """A new family of the same make, its weights as at the beginning; ValueError if it cannot be rebuilt."""
+        """A family of the same make, its weights as at the beginning; ValueError if it cannot be rebuilt."""
 
 
 class Body(nn.Module, ABC):
@@ -176,9 +188,7 @@ class LinkedFamily(Family):
         return Draws(theta, log_q.double() - ladj, None if log_q_path is None else log_q_path.double() - ladj)
 
     def log_prob(self, theta: Tensor) -> Tensor:
-        contained = self.coords.contains(theta) & torch.isfinite(theta).all(-1)
-        # a point outside is moved to one that is inside before any arithmetic, so that no NaN is born
-        safe = torch.where(contained[..., None], theta, self._anchor(theta))
+        contained, safe = kept_inside(self.coords, theta)
         z, ladj = self.coords.to_z(safe)
         flat = z.reshape(-1, z.shape[-1])
         log_q = self.body.log_prob(flat.to(self.body.dtype)).double().reshape(z.shape[:-1]) - ladj
@@ -191,7 +201,3 @@ class LinkedFamily(Family):
     def fresh(self) -> "LinkedFamily":
         body = self._build(self.body.dim).to(self.coords.low.device)
         return LinkedFamily(body, self.coords, self._build)
-
-    def _anchor(self, theta: Tensor) -> Tensor:
-        zero = torch.zeros(1, self.body.dim, dtype=torch.float64, device=theta.device)
-        return self.coords.to_theta(zero)[0][0].to(theta.dtype)
