@@ -3,13 +3,23 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import ExponentialLR
 
-from visbi.core.checks import in_interval, non_negative_int, one_of, positive, positive_int, unknown_keyword, violation
+from visbi.core.checks import (
+    finite_tensor,
+    in_interval,
+    non_negative_int,
+    one_of,
+    positive,
+    positive_int,
+    unknown_keyword,
+    violation,
+)
 from visbi.core.types import Seed
 
 __all__ = ["INITS", "METHODS", "QUALITY_METRICS", "TrainOptions"]
@@ -22,6 +32,13 @@ QUALITY_METRICS = ("psis", "prop", "prop_prior")
 
 INITS = ("prior", "match", "explore")
 """Names that `init` accepts."""
+
+# which values they may take beside True and False
+_FLAGS: dict[str, tuple[None, ...]] = {
+    **dict.fromkeys(("retrain_from_scratch", "reset_optimizer", "show_progress_bar"), ()),
+    **dict.fromkeys(("check_for_convergence", "quality_control", "retain_graph"), ()),
+    **dict.fromkeys(("stick_the_landing", "dreg"), (None,)),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,18 +57,20 @@ class TrainOptions:
         show_progress_bar: show one.
         check_for_convergence: stop when the objective no longer improves.
         quality_control, quality_control_metric: score q after the fit and warn if it is poor.
-        eps: smallest relative gain that counts as an improvement.
+        eps: smallest gain, in nats, that counts as an improvement.
         retain_graph: keep the graph after each backward pass, for a q that builds part of it only once.
-        optimizer: called as optimizer(parameters, lr=learning_rate).
-        scheduler: called as scheduler(optimizer), with gamma= if it takes one.
+        optimizer: called as optimizer(parameters, lr=learning_rate); an lr bound by `functools.partial`
+            stands.
+        scheduler: called as scheduler(optimizer), with gamma= if it takes one and a partial has not bound it.
         alpha: order of the divergence for 'alpha', >= 0.
         K: draws in a group for 'IW'.
         stick_the_landing: leave the score of q out of the gradient; None: as the objective's default.
-        dreg: doubly reparameterised gradient; None: as the objective's default.
+        dreg: doubly reparameterised gradient; None: as the objective's default, and not at all if
+            `stick_the_landing` is given.
         weight_transform: applied to importance weights of mean 1 for 'fKL'.
         init: where q starts on a first fit: "prior" (by `warm_up_rounds`), "match" (a Gaussian matched to the
-            potential's scores), "explore" (the moments of tempered particles: slower, finds the mass wherever it is), or
-            draws (N, D) near the posterior.
+            potential's scores), "explore" (the moments of tempered particles: slower, finds the mass wherever
+            it is), or draws (N, D) near the posterior.
         seed: makes the fit repeatable and leaves torch's global generator alone.
     """
 
@@ -82,22 +101,38 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         for name in ("n_particles", "max_num_iters", "K"):
-            positive_int(name, getattr(self, name))
+            object.__setattr__(self, name, positive_int(name, getattr(self, name)))  # 8.0 becomes 8
+        for name in ("min_num_iters", "warm_up_rounds"):
+            object.__setattr__(self, name, non_negative_int(name, getattr(self, name)))
         for name in ("learning_rate", "clip_value"):
             positive(name, getattr(self, name))
-        for name in ("min_num_iters", "warm_up_rounds"):
-            non_negative_int(name, getattr(self, name))
         in_interval("gamma", self.gamma, 0.0, 1.0, closed="r")
         in_interval("eps", self.eps, 0.0, float("inf"), closed="l")
         in_interval("alpha", self.alpha, 0.0, float("inf"), closed="l")
         one_of("quality_control_metric", self.quality_control_metric, QUALITY_METRICS)
-        if not isinstance(self.init, Tensor):
-            one_of("init", self.init, INITS)
+        self._check_types()
+        self._check_init()
+
+    def _check_types(self) -> None:
+        for name, others in _FLAGS.items():
+            if not (isinstance(getattr(self, name), bool) or getattr(self, name) in others):
+                expected = " or ".join(["True or False", *map(repr, others)])
+                raise TypeError(violation(name, expected, repr(getattr(self, name))))
         for name in ("optimizer", "scheduler"):
             if not callable(getattr(self, name)):
                 raise TypeError(violation(name, "a class or callable", repr(getattr(self, name))))
         if self.weight_transform is not None and not callable(self.weight_transform):
             raise TypeError(violation("weight_transform", "a callable or None", repr(self.weight_transform)))
+        if not (self.seed is None or isinstance(self.seed, Integral | Tensor)):
+            raise TypeError(violation("seed", "a whole number or None", repr(self.seed)))
+
+    def _check_init(self) -> None:
+        if not isinstance(self.init, Tensor):
+            one_of("init", self.init, INITS)
+        elif self.init.ndim != 2 or len(self.init) < 2:
+            raise ValueError(violation("init", "draws of shape (N, D), N >= 2", tuple(self.init.shape)))
+        else:
+            finite_tensor("init", self.init)
 
     @classmethod
     def from_keywords(cls, keywords: dict[str, Any]) -> "TrainOptions":

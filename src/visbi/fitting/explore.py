@@ -1,11 +1,14 @@
-r"""Tempered sequential Monte Carlo: particles carried from the prior to the posterior (Del Moral, Doucet, Jasra 2006).
+r"""Tempered sequential Monte Carlo: particles carried from the prior to the posterior.
 
-The path is p_beta(z) ~ N(z; 0, I) exp(beta L(z)), beta from 0 to 1. Each step is as long as leaves an effective sample size of
-half the particles; then they are resampled (systematically) and moved by a few rounds of Hamiltonian Monte Carlo whose
-mass is the inverse covariance of the particles, with a jittered step size that follows the acceptance rate.
+Del Moral, Doucet, Jasra: Sequential Monte Carlo samplers. JRSS B 2006.
 
-Its use is to find where the mass is, all modes of it. Every particle of every temperature is kept: together they are a
-sample from a known mixture of tempered densities.
+The path is p_beta(z) ~ N(z; 0, I) exp(beta L(z)), beta from 0 to 1. Each step is as long as leaves an
+effective sample size of half the particles; then they are resampled (systematically) and moved by a few
+rounds of Hamiltonian Monte Carlo whose mass is the inverse covariance of the particles, with a jittered step
+size that follows the acceptance rate.
+
+Its use is to find where the mass is, all modes of it. Every particle of every temperature is kept: together
+they are a sample from a known mixture of tempered densities.
 """
 
 import math
@@ -14,7 +17,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from visbi.certificate.weights import resample
 from visbi.fitting.target import Target, log_standard_normal
 
 __all__ = ["Exploration", "explore"]
@@ -69,7 +71,7 @@ def explore(target: Target, n: int = 1024) -> Exploration:
         new = _next_beta(relative, beta) if len(betas) < _MAX_TEMPERATURES else 1.0
         increments = (new - beta) * relative
         log_z += float(torch.logsumexp(increments, 0)) - math.log(n)
-        index = resample(increments, n)
+        index = _resample(increments)
         z, ell, gradient, beta = z[index], ell[index], gradient[index], new
         z, ell, gradient, step, acceptance = _move(target, z, ell, gradient, beta, step)
         betas.append(beta)
@@ -84,6 +86,14 @@ def explore(target: Target, n: int = 1024) -> Exploration:
         log_evidence=log_z,
         acceptance=acceptance,
     )
+
+
+def _resample(log_w: Tensor) -> Tensor:
+    """As many indices as weights, drawn in proportion to them, systematically (one uniform for all)."""
+    edges = torch.softmax(log_w, 0).cumsum(0)
+    steps = torch.arange(len(log_w), dtype=log_w.dtype, device=log_w.device)
+    points = (torch.rand_like(log_w[:1]) + steps) / len(log_w)
+    return torch.searchsorted(edges, points * edges[-1]).clamp_max(len(log_w) - 1)
 
 
 def _next_beta(relative: Tensor, beta: float) -> float:

@@ -1,10 +1,12 @@
 r"""The one gradient loop: optimiser, trace, stopping.
 
-Stopping. The loss is noisy, so single values say little: means over windows of `_WINDOW` steps are compared. A window
-improves on the best one so far if it is lower by more than the standard error of their difference and by more than
-`eps` relative to its size. `_PATIENCE` windows without an improvement end the fit.
+Stopping. The loss is noisy, so single values say little: means over windows of `_WINDOW` steps are compared.
+A window improves on the best one so far if it is lower by more than the standard error of their difference
+and by more than `eps`. `_PATIENCE` windows without an improvement end the fit. The losses are in nats, so
+`eps` is not taken relative to their size: a potential shifted by a constant stops at the same step.
 
-A step whose loss or gradient is not finite changes nothing; it is counted, and `_GIVE_UP` of them in a row end the fit.
+A step whose loss or gradient is not finite changes nothing; it is counted, and `_GIVE_UP` of them in a row
+end the fit.
 """
 
 import inspect
@@ -28,6 +30,7 @@ _WINDOW = 50
 _PATIENCE = 3
 _GIVE_UP = 50
 _WARM_UP_LEARNING_RATE = 1e-2
+_WARM_UP_DRAWS = 64  # at least, to judge whether it is there
 _WARM_UP_DONE = 0.05  # sd of log q - log prior: the two differ by about its square, .0025 nats
 
 
@@ -60,11 +63,17 @@ def make_optimizer(family: Family, options: TrainOptions) -> tuple[torch.optim.O
         raise ValueError("`q`: expected trainable parameters; got none (pass `parameters=` or `modules=`)")
     # one fused kernel instead of a dozen small ones per parameter
     fused = {"fused": True} if options.optimizer is torch.optim.Adam and _can_fuse(parameters) else {}
-    optimizer = options.optimizer(parameters, lr=options.learning_rate, **fused)
-    wants_gamma = "gamma" in inspect.signature(options.scheduler).parameters
+    optimizer = _with(options.optimizer, parameters, lr=options.learning_rate, **fused)
+    gamma = {"gamma": options.gamma} if "gamma" in inspect.signature(options.scheduler).parameters else {}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
-        return optimizer, options.scheduler(optimizer, **({"gamma": options.gamma} if wants_gamma else {}))
+        return optimizer, _with(options.scheduler, optimizer, **gamma)
+
+
+def _with(make: Callable[..., Any], argument: Any, **keywords: Any) -> Any:
+    """`make(argument, **keywords)`, where keywords that a `functools.partial` has already bound stand."""
+    bound = getattr(make, "keywords", None) or {}
+    return make(argument, **{name: value for name, value in keywords.items() if name not in bound})
 
 
 def _can_fuse(parameters: Sequence[Tensor]) -> bool:
@@ -94,19 +103,21 @@ def fit_gradient(
     skipped = excluded = in_a_row = 0
     reason = f"reached max_num_iters = {options.max_num_iters}"
     steps = _progress(options.max_num_iters, options.show_progress_bar)
+    advance = _advance(scheduler)
     try:
         for _ in steps:
             loss = objective()
             excluded += loss.excluded
             moved = _step(loss, parameters, optimizer, options)
-            scheduler.step()
+            if moved:
+                advance(loss.value)
             losses.append(loss.value)
             in_a_row = 0 if moved else in_a_row + 1
             skipped += not moved
             if in_a_row >= _GIVE_UP:
                 reason = f"no finite loss or gradient for {_GIVE_UP} steps in a row"
                 break
-            if options.check_for_convergence and len(losses) >= options.min_num_iters and _converged(losses, options.eps):
+            if options.check_for_convergence and _converged(losses, options):
                 reason = f"no improvement over {_PATIENCE} windows of {_WINDOW} steps"
                 break
             steps.describe(losses)
@@ -130,12 +141,21 @@ def warm_up(family: Family, log_prior: LogDensity, options: TrainOptions) -> int
 
 @torch.no_grad()
 def _spread(family: Family, log_prior: LogDensity, n: int) -> float:
-    theta, log_q = family.sample_and_log_prob(n)
+    theta, log_q = family.sample_and_log_prob(max(n, _WARM_UP_DRAWS))
     spread = float((log_prior(theta).double() - log_q).std())
     return spread if math.isfinite(spread) else math.inf
 
 
-def _step(loss: Loss, parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer, options: TrainOptions) -> bool:
+def _advance(scheduler: Any) -> Callable[[float], None]:
+    """The scheduler's step; one that watches the loss, such as `ReduceLROnPlateau`, is shown it."""
+    if "metrics" in inspect.signature(scheduler.step).parameters:
+        return lambda value: scheduler.step(value)
+    return lambda _: scheduler.step()
+
+
+def _step(
+    loss: Loss, parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer, options: TrainOptions
+) -> bool:
     """One step of the optimiser; False, and nothing changed, if loss or gradient is not finite."""
     if not (math.isfinite(loss.value) and bool(torch.isfinite(loss.surrogate))):
         return False
@@ -148,17 +168,17 @@ def _step(loss: Loss, parameters: Sequence[Tensor], optimizer: torch.optim.Optim
     return True
 
 
-def _converged(losses: Sequence[float], eps: float) -> bool:
+def _converged(losses: Sequence[float], options: TrainOptions) -> bool:
     """Whether the last `_PATIENCE` windows brought no improvement over the best before them."""
-    if len(losses) % _WINDOW or len(losses) < (_PATIENCE + 1) * _WINDOW:
+    if len(losses) % _WINDOW or len(losses) < max((_PATIENCE + 1) * _WINDOW, options.min_num_iters):
         return False
     values = torch.tensor(losses, dtype=torch.float64).reshape(-1, _WINDOW)
-    means, variances = values.nanmean(1), values.nan_to_num().var(1) / _WINDOW
+    means = values.nanmean(1)  # skipped steps left NaN behind
+    variances = (values - means[:, None]).square().nanmean(1) / (~values.isnan()).sum(1)
     best = int(means[:-_PATIENCE].argmin())
     gain = means[best] - means[-_PATIENCE:]
     noise = (variances[best] + variances[-_PATIENCE:]).sqrt()
-    threshold = torch.maximum(noise, eps * means[best].abs().clamp_min(1.0))
-    return bool((gain <= threshold).all())
+    return bool((gain <= noise.clamp_min(options.eps)).all())
 
 
 class _progress:  # noqa: N801  (reads as a function)

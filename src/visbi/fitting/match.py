@@ -1,14 +1,18 @@
-r"""Batch-and-match: a Gaussian fitted to scores, not to an ELBO (Cai, Modi, Pillaud-Vivien, Margossian, Gower, Blei, Saul 2024).
+r"""Batch-and-match: a Gaussian fitted to scores, not to an ELBO.
 
-From B draws z_b ~ N(mu, S) with scores g_b = grad ell(z_b), their means zbar, gbar and covariances C, G, the new Gaussian
-minimises the expected squared difference of scores, weighted by its covariance, plus a KL step penalty 1/lambda:
+Cai, Modi, Pillaud-Vivien, Margossian, Gower, Blei, Saul: Batch and match. ICML 2024.
+
+From B draws z_b ~ N(mu, S) with scores g_b = grad ell(z_b), their means zbar, gbar and covariances C, G, the
+new Gaussian minimises the expected squared difference of scores, weighted by its covariance, plus a KL step
+penalty 1/lambda:
 
     U = lam G + lam/(1+lam) gbar gbar'
     V = S + lam C + lam/(1+lam) (mu - zbar)(mu - zbar)'
     S' U S' + S' = V,    mu' = mu/(1+lam) + lam/(1+lam) (S' gbar + zbar).
 
 The quadratic matrix equation has the solution S' = V^(1/2) R diag(2 / (1 + sqrt(1 + 4 e))) R' V^(1/2) with
-V^(1/2) U V^(1/2) = R diag(e) R'. Exact in one step on a Gaussian target. A leading axis fits many Gaussians at once.
+V^(1/2) U V^(1/2) = R diag(e) R'. Exact in one step on a Gaussian target. A leading axis fits many Gaussians
+at once.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,10 @@
 """The maximum a posteriori by gradient ascent in unconstrained coordinates.
 
-The density that is maximised is that of theta, without the Jacobian of the coordinates: the coordinates only keep
-the ascent inside the support, and let it run up to a bound where the maximum lies there.
+The density that is maximised is that of theta, without the Jacobian of the coordinates: the coordinates only
+keep the ascent inside the support, and let it run up to a bound where the maximum lies there.
 """
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -13,7 +15,7 @@ from visbi.priors.transforms import Coordinates
 
 __all__ = ["ascend"]
 
-_Z_EDGE = 8.0  # coordinates of prior draws lie within: a start on a bound is moved inside
+_Z_EDGE = 4.0  # a start on a bound, where the coordinates are flat, is moved to within
 
 
 def ascend(
@@ -41,13 +43,14 @@ def ascend(
 
     Ctrl-C returns the best so far.
     """
-    for name, value in (("num_iter", num_iter), ("num_to_optimize", num_to_optimize), ("save_best_every", save_best_every)):
-        positive_int(name, value)
+    positive_int("num_iter", num_iter)
+    positive_int("num_to_optimize", num_to_optimize)
+    positive_int("save_best_every", save_best_every)
     positive("learning_rate", learning_rate)
     with torch.no_grad():
         values = _finite(log_p(starts))
         best = starts[values.topk(min(num_to_optimize, len(starts))).indices]
-        z = coords.to_z(best)[0].clamp(-_Z_EDGE, _Z_EDGE).requires_grad_()
+        z = _inside(coords, best).requires_grad_()
     top, top_value = best[0].detach().clone(), float(values.max())
     optimizer = torch.optim.Adam([z], lr=learning_rate)
     try:
@@ -69,6 +72,15 @@ def ascend(
     return top, top_value
 
 
+def _inside(coords: Coordinates, theta: Tensor) -> Tensor:
+    """Coordinates of theta (N, D), those on a bound moved to where the map has a slope."""
+    z = coords.to_z(theta)[0]
+    on_bound = (theta <= coords.low) | (theta >= coords.high)
+    if coords.dim_z != coords.dim_theta:
+        on_bound = on_bound.any(-1, keepdim=True)
+    return torch.where(on_bound, z.clamp(-_Z_EDGE, _Z_EDGE), z)
+
+
 def _finite(values: Tensor) -> Tensor:
     return torch.where(torch.isfinite(values), values, -torch.inf)
 
@@ -81,7 +93,7 @@ def _better(theta: Tensor, values: Tensor, top: Tensor, top_value: float) -> tup
     return top, top_value
 
 
-def _steps(total: int, show: bool) -> "range":
+def _steps(total: int, show: bool) -> Iterable[int]:
     if not show:
         return range(total)
     from tqdm.auto import tqdm

@@ -66,8 +66,9 @@ def fit_single(
     if not going_on and not warm:
         family = _place(family, problem, options)
     optimizer, scheduler = make_optimizer(family, options)
-    if before is not None and going_on and not options.reset_optimizer and _same_schedule(before.options, options):
-        optimizer, scheduler = before.optimizer, before.scheduler
+    kept = before if going_on and not options.reset_optimizer else None
+    if kept is not None and _same_schedule(kept.options, options):
+        optimizer, scheduler = kept.optimizer, kept.scheduler
     objective = partial(_objective(method, options), family, problem.log_p)
     trace = fit_gradient(family, objective, optimizer, scheduler, options)
     return SingleFit(family, None, trace, options, method, optimizer, scheduler)
@@ -79,7 +80,8 @@ def _place(family: Family, problem: Problem, options: TrainOptions) -> Family:
         warm_up(family, problem.log_prior, options)
         return family
     if not isinstance(family, LinkedFamily):
-        raise ValueError(violation("init", "'prior' for a q that is a user's own distribution", repr(options.init)))
+        expected = "'prior' for a q that is a user's own distribution"
+        raise ValueError(violation("init", expected, repr(options.init)))
     loc, cov = _moments(problem, options.init)
     tril = torch.linalg.cholesky(cov)
     family = family.placed(loc, tril)
@@ -96,9 +98,12 @@ def _place(family: Family, problem: Problem, options: TrainOptions) -> Family:
 def _moments(problem: Problem, init: str | Tensor) -> tuple[Tensor, Tensor]:
     """Mean and covariance, in coordinates, of the Gaussian that `init` names."""
     if isinstance(init, Tensor):
-        z = problem.coords.to_z(init)[0].detach()
+        if init.shape[1] != problem.coords.dim_theta:
+            expected = f"draws of shape (N, {problem.coords.dim_theta})"
+            raise ValueError(violation("init", expected, tuple(init.shape)))
+        z = problem.coords.to_z(init.to(problem.coords.low))[0].detach()
         cov = torch.cov(z.mT).reshape(z.shape[1], z.shape[1])
-        return z.mean(0), cov + 1e-9 * cov.diagonal().mean() * torch.eye(len(cov), dtype=cov.dtype, device=cov.device)
+        return z.mean(0), cov + 1e-9 * cov.diagonal().mean() * torch.eye(len(cov)).to(cov)
     target = Target(problem.log_p, problem.coords)
     if init == "match":
         match = match_gaussian(target)
@@ -108,7 +113,9 @@ def _moments(problem: Problem, init: str | Tensor) -> tuple[Tensor, Tensor]:
 
 def _objective(method: str, options: TrainOptions) -> Callable[[Family, LogDensity], Loss]:
     """The loss of a method with the options that concern it."""
-    flags = {"stick_the_landing": options.stick_the_landing, "dreg": options.dreg}
+    stick, dreg = options.stick_the_landing, options.dreg
+    # DReG, where it is the default, would take precedence over an estimator that was asked for
+    flags = {"stick_the_landing": stick, "dreg": False if dreg is None and stick is not None else dreg}
     chosen: dict[str, Any] = {name: flag for name, flag in flags.items() if flag is not None}
     n = options.n_particles
     if method == "fKL":

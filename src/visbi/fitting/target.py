@@ -1,7 +1,7 @@
-r"""The target in coordinates: ell(z) = U(theta(z)) + log|dtheta/dz|, with values, gradients and a count of both.
+r"""The target in coordinates: ell(z) = U(theta(z)) + log|dtheta/dz|, its gradient, and a count of both.
 
-Relative to the prior, L(z) = ell(z) - log N(z; 0, I) is the log-likelihood up to a constant wherever the coordinates make
-the prior standard normal; tempering runs along it.
+Relative to the prior, L(z) = ell(z) - log N(z; 0, I) is the log-likelihood up to a constant wherever the
+coordinates make the prior standard normal; tempering runs along it.
 
 A potential that is not finite becomes a large negative number with no gradient, and is counted.
 """
