@@ -13,8 +13,9 @@ from visbi.families.base import Body
 
 __all__ = ["GaussianBody"]
 
-# Parameters are kept in tenths of what they stand for: an optimiser tuned for the weights of networks then moves
-# a mean or a log-scale by .01 a step at the learning rate of .001, and reaches a posterior e^-8 times its prior's width.
+# Parameters are kept in tenths of what they stand for: an optimiser tuned for the weights of networks then
+# moves a mean or a log-scale by .01 a step at the learning rate of .001, and reaches a posterior e^-8 times its
+# prior's width.
 _UNIT = 10.0
 
 
@@ -59,7 +60,8 @@ class GaussianBody(Body):
         return scale[:, None] * unit.index_put((i, j), _UNIT * self.raw_below)
 
     def placed(self, loc: Tensor, scale_tril: Tensor) -> "GaussianBody":
-        if self.raw_below is None:  # the diagonal Gaussian nearest in reverse KL has the conditional variances
+        if self.raw_below is None:
+            # the diagonal Gaussian nearest in reverse KL has the conditional variances
             scale_tril = torch.cholesky_inverse(scale_tril).diagonal().rsqrt().diag()
         self.set_(loc, scale_tril)
         return self

@@ -1,8 +1,8 @@
 r"""Forward KL: KL(p || q) up to a constant, by self-normalised importance sampling with q as proposal.
 
-grad = -sum_n wbar_n grad_phi log q_phi(theta_n) at fixed theta_n, wbar = softmax(log w). It covers mass, where the
-reverse KL seeks modes. The reported value is the estimate of KL(p || q) itself, sum_n wbar_n log w_n - log Zhat,
-which needs no normalised potential and is never negative.
+grad = -sum_n wbar_n grad_phi log q_phi(theta_n) at fixed theta_n, wbar = softmax(log w). It covers mass,
+where the reverse KL seeks modes. The reported value is the estimate of KL(p || q) itself,
+sum_n wbar_n log w_n - log Zhat, which needs no normalised potential and is never negative.
 """
 
 from collections.abc import Callable
@@ -30,8 +30,8 @@ def forward_kl(
         family: q.
         log_p: the potential, (N, D) -> (N,).
         n: number of particles.
-        weight_transform: applied to the weights (N,), scaled to mean 1, before they are normalised; for example
-            `lambda w: w.clamp(max=10)`.
+        weight_transform: applied to the weights (N,), scaled to mean 1, before they are normalised; for
+            example `lambda w: w.clamp(max=10)`.
     """
     particles = draw_particles(family, log_p, n, path=family.reparameterised, potential_gradient=False)
     log_w = particles.log_w()

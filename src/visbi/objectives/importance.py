@@ -1,4 +1,6 @@
-r"""Importance-weighted bound: -E[log (1/K) sum_k w_k] over groups of K draws (Burda, Grosse, Salakhutdinov 2016).
+r"""Importance-weighted bound: -E[log (1/K) sum_k w_k] over groups of K draws.
+
+Burda, Grosse, Salakhutdinov: Importance weighted autoencoders. ICLR 2016.
 
 Gradient estimators, wbar = softmax of log w within a group:
 
@@ -42,7 +44,8 @@ def importance_weighted(
         ValueError: q cannot be reparameterised.
     """
     if not family.reparameterised:
-        raise ValueError(violation("q", "a reparameterised family for vi_method 'IW'", "one without rsample"))
+        expected = "a reparameterised family for vi_method 'IW'"
+        raise ValueError(violation("q", expected, "one without rsample"))
     path = dreg or stick_the_landing
     particles = draw_particles(family, log_p, n * K, path=path)
     log_w = particles.log_w().reshape(n, K)

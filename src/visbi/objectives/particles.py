@@ -1,8 +1,8 @@
 r"""Particles: draws of q with their log-weights, the raw material of every objective.
 
 log w_n = log p(theta_n) - log q(theta_n), with log p the potential. Every objective is a weighted sum of
-gradients of log w, taken through the path, through the score, or both; so one place draws the particles, keeps
-the three gradients apart and deals with potentials that are not finite.
+gradients of log w, taken through the path, through the score, or both; so one place draws the particles,
+keeps the three gradients apart and deals with potentials that are not finite.
 
 A particle whose potential is NaN or +-inf gets a weight of zero and sends no gradient; it is counted.
 """
@@ -64,7 +64,7 @@ class Particles:
     def through_path(self) -> Tensor:
         """log w (N,) with the gradient of the path alone."""
         if self.draws.log_q_path is None:
-            raise ValueError("path gradients need a family that can be reparameterised and draws with path=True")
+            raise ValueError("path gradients need a reparameterised family and draws with path=True")
         return self._masked(self.log_p - self.draws.log_q_path)
 
     def through_score(self) -> Tensor:
@@ -75,7 +75,9 @@ class Particles:
         return torch.where(self.valid, values, torch.zeros_like(values))
 
 
-def draw_particles(family: Family, log_p: LogDensity, n: int, *, path: bool, potential_gradient: bool = True) -> Particles:
+def draw_particles(
+    family: Family, log_p: LogDensity, n: int, *, path: bool, potential_gradient: bool = True
+) -> Particles:
     """Draw `n` particles and evaluate the potential on them.
 
     Args:
@@ -93,7 +95,8 @@ def draw_particles(family: Family, log_p: LogDensity, n: int, *, path: bool, pot
         values = log_p(theta).double()
         valid = torch.isfinite(values.detach()) & torch.isfinite(draws.log_q.detach())
         if theta.requires_grad and not bool(valid.all()):
-            safe = torch.where(valid[:, None], theta, theta.detach()[valid][:1] if bool(valid.any()) else theta.detach())
+            fallback = theta.detach()[valid][:1] if bool(valid.any()) else theta.detach()
+            safe = torch.where(valid[:, None], theta, fallback)
             values = torch.where(valid, log_p(safe).double(), 0.0)
     else:
         with torch.no_grad():

@@ -2,8 +2,8 @@ r"""Renyi's alpha divergence through its variational bound (Li and Turner 2016):
 
     L_alpha = 1/(1 - alpha) log E_q[w^(1 - alpha)],
 
-which is the ELBO for alpha -> 1 and the log-evidence for alpha = 0. With wbar = softmax((1 - alpha) log w) over the
-particles the gradient estimators are
+which is the ELBO for alpha -> 1 and the log-evidence for alpha = 0. With wbar = softmax((1 - alpha) log w)
+over the particles the gradient estimators are
 
     total      -sum_n wbar_n d log w_n
     sticking   -sum_n wbar_n (path of log w_n)
@@ -46,7 +46,8 @@ def renyi(
         ValueError: q cannot be reparameterised.
     """
     if not family.reparameterised:
-        raise ValueError(violation("q", "a reparameterised family for vi_method 'alpha'", "one without rsample"))
+        expected = "a reparameterised family for vi_method 'alpha'"
+        raise ValueError(violation("q", expected, "one without rsample"))
     path = dreg or stick_the_landing
     particles = draw_particles(family, log_p, n, path=path)
     log_w = particles.log_w()[particles.valid]

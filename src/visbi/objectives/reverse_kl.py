@@ -35,8 +35,9 @@ def reverse_kl(family: Family, log_p: LogDensity, n: int, *, stick_the_landing: 
     log_w = particles.log_w()[particles.valid]
     value = -float(log_w.mean()) if len(log_w) else float("nan")
     if not family.reparameterised:
-        # half the sample variance; with only the valid particles, whose log w is through_all
         chosen = particles.through_all()[particles.valid]
-        return Loss(0.5 * chosen.var(), value, particles.excluded)
+        # a single draw has no variance: no gradient then
+        surrogate = 0.5 * chosen.var() if len(chosen) > 1 else 0.0 * chosen.sum()
+        return Loss(surrogate, value, particles.excluded)
     through = particles.through_path() if path else particles.through_all()
     return Loss(-through.sum() / max(len(log_w), 1), value, particles.excluded)
