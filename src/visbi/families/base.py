@@ -174,7 +174,7 @@ class LinkedFamily(Family):
 
     def __init__(self, body: Body, coords: Coordinates, build: Any) -> None:
         super().__init__()
-        self.body, self.coords, self._build = body, coords, build
+        self.body, self.coords, self.build = body, coords, build
         self.event_shape = torch.Size([coords.dim_theta])
 
     @property
@@ -196,8 +196,8 @@ class LinkedFamily(Family):
 
     def placed(self, loc: Tensor, scale_tril: Tensor) -> "LinkedFamily":
         """A family with the same weights, its body moved by z = loc + L y."""
-        return LinkedFamily(self.body.placed(loc, scale_tril), self.coords, self._build)
+        return LinkedFamily(self.body.placed(loc, scale_tril), self.coords, self.build)
 
     def fresh(self) -> "LinkedFamily":
-        body = self._build(self.body.dim).to(self.coords.low.device)
-        return LinkedFamily(body, self.coords, self._build)
+        body = self.build(self.body.dim).to(self.coords.low.device)
+        return LinkedFamily(body, self.coords, self.build)

@@ -35,7 +35,10 @@ class DistributionFamily(Family):
         trainable: the tensors to optimise; parts of the distribution, not copies.
         coords: carry the distribution to the prior's support, or None if it lives there.
         rebuild: makes a fresh family like this one, or None if the given object is all there is; then `fresh`
-            puts a snapshot of its tensors back.
+            puts `start` back.
+
+    Attributes:
+        start: the trainable tensors as they were, for `fresh`.
     """
 
     def __init__(
@@ -50,7 +53,7 @@ class DistributionFamily(Family):
         self._trainable = list(trainable)
         self.coords = coords
         self._rebuild = rebuild
-        self._snapshot = [t.detach().clone() for t in self._trainable]
+        self.start = [t.detach().clone() for t in self._trainable]
         rsample = callable(getattr(distribution, "rsample", None))
         self.reparameterised = self.has_rsample = bool(getattr(distribution, "has_rsample", rsample))
         dim = coords.dim_theta if coords is not None else distribution.event_shape[0]
@@ -93,7 +96,7 @@ class DistributionFamily(Family):
         if self._rebuild is not None:
             return self._rebuild()
         with torch.no_grad():
-            for tensor, start in zip(self._trainable, self._snapshot, strict=True):
+            for tensor, start in zip(self._trainable, self.start, strict=True):
                 tensor.copy_(start)
         return self
 
@@ -108,7 +111,7 @@ class DistributionFamily(Family):
         if all(fn(t.data).data_ptr() == t.data_ptr() for t in self._trainable):
             return self  # already there
         self.distribution = moved(self.distribution, self._trainable, fn)
-        self._snapshot = [fn(t) for t in self._snapshot]
+        self.start = [fn(t) for t in self.start]
         return self
 
 
