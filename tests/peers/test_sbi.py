@@ -82,7 +82,8 @@ def test_wrapped_callable() -> None:
     ("trainer", "potential_of"),
     [(NLE, likelihood_estimator_based_potential), (NRE, ratio_estimator_based_potential)],
 )
-def test_learned_potential(trainer, potential_of, simulations) -> None:
+def test_learned_potential(trainer, potential_of, simulations, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)  # sbi writes its log where it runs
     prior, theta, x = simulations
     estimator = trainer(prior, show_progress_bars=False).append_simulations(theta, x).train(max_num_epochs=40)
     theirs, transform = potential_of(estimator, prior, X_O)
