@@ -9,6 +9,7 @@ References:
 """
 
 import copy
+import os
 import warnings
 from collections.abc import Iterable
 from dataclasses import replace
@@ -40,6 +41,12 @@ __all__ = ["VIPosterior"]
 
 _DEFAULT = TrainOptions.DEFAULT
 _CERTIFICATE_DRAWS = 50_000
+_SAVED_OPTIONS = {  # plain values by their names in a file
+    "device": "_device",
+    "method": "_method",
+    "warm": "_warm",
+    **{name: name for name in ("num_transforms", "hidden_features", "z_score_theta", "z_score_x")},
+}
 _BATCH = 16_384  # potentials are evaluated in pieces of this many theta
 
 
@@ -469,6 +476,74 @@ class VIPosterior:
             x = None if self._state.x is None else self._state.x.to(device)
             self._state = replace(self._state, x=x)
         return self
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write this posterior, fitted or not, to one file of tensors and JSON: no pickle, no code.
+
+        What is a user's own code (a callable potential, a prior or q of a class of one's own, a network that
+        embeds, an optimiser) is not in it; `load` asks for it by keyword.
+
+        Args:
+            path: where; a file there is replaced, by a whole one or not at all.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        from visbi.saving import Parts, save_parts
+
+        options = {name: getattr(self, attribute) for name, attribute in _SAVED_OPTIONS.items()}
+        parts = Parts(
+            prior=self.prior,
+            potential=self.potential_fn,
+            coords=self._coords,
+            family=self._family,
+            fit=self._state if isinstance(self._state, SingleFit) else None,
+            options=options,
+            x=self._x,
+            map=self._map,
+        )
+        save_parts(path, parts, z_score=self.z_score_theta)
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], *, device: str | torch.device | None = None, **what_cannot_be_stored: Any
+    ) -> "VIPosterior":
+        """The posterior in a file that `save` wrote: the same draws from the same seed, and training goes on alike.
+
+        Args:
+            path: the file; code in it is never run.
+            device: where to put it; None: where it was.
+            **what_cannot_be_stored: what the file lacks, as it was: `potential_fn`, `prior`, `theta_transform`, `q` (its
+                tensors are overwritten by the stored ones) with `parameters` or `modules`, `theta_embedding_net`,
+                `embedding_net`, `optimizer`, `scheduler`, `weight_transform` (the last three may be None, to do
+                without). The error that comes without them lists them.
+
+        Raises:
+            OSError: no such file.
+            ValueError: a damaged or foreign file, one of a newer version, or something missing.
+            TypeError: a keyword that the file does not ask for.
+
+        >>> import tempfile
+        >>> from visbi.priors import BoxUniform
+        >>> def potential(theta, x_o):
+        ...     return -0.5 * (theta - x_o).square().sum(-1)
+        >>> posterior = VIPosterior(potential, BoxUniform(-torch.ones(2), torch.ones(2)), q="gaussian")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     posterior.save(f"{folder}/posterior.visbi")
+        ...     VIPosterior.load(f"{folder}/posterior.visbi", potential_fn=potential)
+        VIPosterior(D=2, not fitted)
+        """
+        from visbi.saving import load_parts
+
+        parts = load_parts(path, what_cannot_be_stored)
+        posterior = cls.__new__(cls)
+        posterior.prior, posterior.potential_fn = parts.prior, parts.potential
+        posterior._coords, posterior._family = parts.coords, parts.family
+        posterior._state = Untrained() if parts.fit is None else parts.fit
+        posterior._x, posterior._map = parts.x, parts.map
+        for name, attribute in _SAVED_OPTIONS.items():
+            setattr(posterior, attribute, parts.options[name])
+        return posterior.to(posterior._device if device is None else device)
 
     def __repr__(self) -> str:
         state = self._state
