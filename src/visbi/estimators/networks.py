@@ -92,6 +92,9 @@ class ConditionalFlow(nn.Module):
             **bins,
         )
         self.layers = nn.ModuleList(zuko_flow.transform.transforms)
+        for module in self.layers.modules():
+            if isinstance(module, zuko.nn.MaskedLinear):
+                module.mask = module.mask.to(module.weight.dtype)  # type: ignore[union-attr] # saves a cast a step
         for output in (self.regression, *(layer.hyper[-1] for layer in zuko_flow.transform.transforms)):
             nn.init.zeros_(output.weight)
             nn.init.zeros_(output.bias)

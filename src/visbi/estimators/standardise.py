@@ -59,13 +59,13 @@ class Standardise(nn.Module):
         """
         if self.kind == "none":
             return self
-        data = data.detach().double()
+        data, eps = data.detach().double(), torch.finfo(data.dtype).eps
         dims = 0 if self.kind == "independent" or data.dim() == 2 else tuple(range(data.dim()))
         loc = data.mean(dims).expand(self.loc.shape)
         scale = data.sub(loc).square().sum(0 if dims == 0 else dims)
         scale = (scale / max(1, data.shape[0] - 1 if dims == 0 else data.numel() - 1)).sqrt()
-        resolution = 10 * torch.finfo(self.loc.dtype).eps * loc.abs()
-        scale = torch.where(scale > resolution, scale, torch.ones_like(scale)).expand(self.loc.shape)
+        varies = scale > 10 * eps * loc.abs()
+        scale = torch.where(varies, scale, torch.ones_like(scale)).expand(self.loc.shape)
         self.loc.copy_(loc)
         self.scale.copy_(scale)
         log_abs_det = -self.scale.double().log().sum()

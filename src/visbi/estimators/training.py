@@ -97,9 +97,8 @@ def _start(n_rows: int, seed: Seed, resume: TrainingState | None) -> TrainingSta
         first = fresh_seed() if seed is None else int(seed)
         return TrainingState(TrainingTrace(), n_rows, first, spawn_seeds(first, 1)[0])
     if resume.n_rows != n_rows:
-        raise ValueError(
-            violation("resume", f"training on these {n_rows} rows", f"training on {resume.n_rows}")
-        )
+        expected = f"a state of training on {n_rows} rows"
+        raise ValueError(violation("resume", expected, f"one on {resume.n_rows}"))
     return resume
 
 
