@@ -7,7 +7,7 @@ the value that broke it in one line.
 import difflib
 import math
 from collections.abc import Iterable
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -36,19 +36,24 @@ def violation(name: str, expected: str, got: object) -> str:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
+    return isinstance(value, Real) and not isinstance(value, bool) and value == value
+
+
+def _is_whole(value: Any) -> bool:
+    finite = _is_number(value) and (isinstance(value, Integral) or math.isfinite(value))
+    return finite and value == int(value)
 
 
 def positive_int(name: str, value: Any) -> int:
     """`value` as an int of at least 1, or ValueError."""
-    if not (_is_number(value) and value == int(value) and value >= 1):
+    if not (_is_whole(value) and value >= 1):
         raise ValueError(violation(name, "a whole number >= 1", repr(value)))
     return int(value)
 
 
 def non_negative_int(name: str, value: Any) -> int:
     """`value` as an int of at least 0, or ValueError."""
-    if not (_is_number(value) and value == int(value) and value >= 0):
+    if not (_is_whole(value) and value >= 0):
         raise ValueError(violation(name, "a whole number >= 0", repr(value)))
     return int(value)
 
@@ -73,7 +78,7 @@ def in_interval(name: str, value: Any, low: float, high: float, *, closed: str =
 def one_of(name: str, value: Any, options: Iterable[str]) -> str:
     """`value` if it is one of `options` (case counts), or a ValueError that lists them."""
     known = list(options)
-    if value not in known:
+    if not (isinstance(value, str) and value in known):
         raise ValueError(violation(name, f"one of {', '.join(map(repr, known))}", repr(value)))
     return value
 

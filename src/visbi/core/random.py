@@ -1,7 +1,8 @@
 """Seeds: everything random runs under one explicit seed or under torch's global generator.
 
 With a seed, the global generators are left exactly as they were; without one, torch's global
-generator is the only source of randomness.
+generator is the only source of randomness. CUDA's generators take part once CUDA is in use, and
+seeding does not start it.
 """
 
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from torch import Tensor
+
+from visbi.core.checks import non_negative_int
 
 __all__ = ["fresh_seed", "seeded", "spawn_seeds"]
 
@@ -28,8 +31,12 @@ def seeded(seed: int | Tensor | None) -> Iterator[None]:
     if seed is None:
         yield
         return
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(int(seed))
+    devices = range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
+    with torch.random.fork_rng(devices=devices, device_type="cuda"):
+        # torch.manual_seed would also leave its seed behind for a CUDA that is started later
+        torch.default_generator.manual_seed(int(seed))
+        if devices:
+            torch.cuda.manual_seed_all(int(seed))
         yield
 
 
@@ -41,7 +48,11 @@ def fresh_seed() -> int:
 def spawn_seeds(seed: int, n: int) -> list[int]:
     """`n` independent seeds derived from one; seed i does not depend on `n`.
 
+    Raises:
+        ValueError: `seed` is no whole number of at least 0.
+
     >>> spawn_seeds(0, 3) == spawn_seeds(0, 5)[:3]
     True
     """
-    return [int(child.generate_state(1)[0]) for child in np.random.SeedSequence(seed).spawn(n)]
+    root = np.random.SeedSequence(non_negative_int("seed", seed))
+    return [int(child.generate_state(1)[0]) for child in root.spawn(n)]

@@ -14,7 +14,7 @@ __all__ = ["LogDensity", "Seed", "Shape", "ZScore"]
 LogDensity: TypeAlias = Callable[[Tensor], Tensor]
 """An unnormalised log-density: theta (N, D) -> (N,)."""
 
-Shape: TypeAlias = torch.Size | tuple[int, ...]
+Shape: TypeAlias = torch.Size | list[int] | tuple[int, ...]
 
 Seed: TypeAlias = int | Tensor | None
 """A seed, or None for torch's global generator."""
