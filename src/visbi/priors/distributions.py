@@ -1,11 +1,10 @@
-"""Priors beyond those of torch: boxes, products of unlike factors, truncated normals.
+"""Priors beyond those of torch, boxes and products of unlike factors, and the door for every prior.
 
 Every prior here is a torch Distribution over vectors: `batch_shape` () and `event_shape` (D,).
 `as_prior` is the door: it takes what a user has and returns such a distribution, or says what to write
 instead.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,9 +13,10 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Uniform, constraints
 
 from visbi.core.checks import violation
+from visbi.core.devices import move
 from visbi.core.types import Shape
 
-__all__ = ["BoxUniform", "MultipleIndependent", "TruncatedNormal", "as_prior"]
+__all__ = ["BoxUniform", "MultipleIndependent", "as_prior"]
 
 
 class BoxUniform(Independent):
@@ -43,123 +43,24 @@ class BoxUniform(Independent):
         reinterpreted_batch_ndims: int = 1,
         device: str | torch.device | None = None,
     ) -> None:
-        low_, high_ = (
-            torch.atleast_1d(torch.as_tensor(end, dtype=None, device=device)) for end in (low, high)
-        )
-        low_, high_ = (end if end.is_floating_point() else end.float() for end in (low_, high_))
+        low_, high_ = (torch.atleast_1d(torch.as_tensor(end, device=device)) for end in (low, high))
+        try:
+            low_, high_ = torch.broadcast_tensors(*(_floating(end) for end in (low_, high_)))
+        except RuntimeError as error:
+            shapes = f"{tuple(low_.shape)} and {tuple(high_.shape)}"
+            raise ValueError(violation("low`, `high", "corners of one shape", shapes)) from error
         if low_.device.type != "meta" and not bool((low_ < high_).all() and (high_ - low_).isfinite().all()):
-            raise ValueError(violation("low`, `high", "finite corners, low < high in every entry", f"{low}, {high}"))
+            expected = "finite corners, low < high in every entry"
+            raise ValueError(violation("low`, `high", expected, f"{low}, {high}"))
         super().__init__(Uniform(low_, high_, validate_args=False), reinterpreted_batch_ndims)
 
-
-class TruncatedNormal(Distribution):
-    """A normal distribution restricted to an interval, one per entry.
-
-    The cdf between the bounds is (Phi(a) - Phi(lo)) / (Phi(hi) - Phi(lo)); it is computed in float64 on
-    the side of zero where Phi does not round to one.
-
-    Args:
-        loc, scale: mean and standard deviation before the truncation, broadcastable.
-        low, high: the interval, `-inf` and `inf` allowed.
-
-    Raises:
-        ValueError: `scale` not positive, or `low` not below `high`.
-
-    >>> prior = TruncatedNormal(torch.ones(2), 0.5, low=0.0)
-    >>> bool((prior.sample((100,)) > 0).all())
-    True
-    """
-
-    arg_constraints = {}
-    has_rsample = True
-
-    def __init__(
-        self,
-        loc: Tensor | float,
-        scale: Tensor | float,
-        low: Tensor | float = 0.0,
-        high: Tensor | float = math.inf,
-        validate_args: bool | None = None,
-    ) -> None:
-        tensors = [torch.as_tensor(v) for v in (loc, scale, low, high)]
-        dtype = torch.promote_types(tensors[0].dtype, tensors[1].dtype)
-        dtype = dtype if dtype.is_floating_point else torch.get_default_dtype()
-        tensors = [t.to(tensors[0].device, dtype) for t in tensors]
-        self.loc, self.scale, self.low, self.high = torch.broadcast_tensors(*tensors)
-        if self.loc.device.type != "meta":
-            if not bool((self.scale > 0).all() and self.scale.isfinite().all()):
-                raise ValueError(violation("scale", "finite numbers > 0", scale))
-            if not bool((self.low < self.high).all()):
-                raise ValueError(violation("low`, `high", "low < high in every entry", f"{low}, {high}"))
-        super().__init__(self.loc.shape, validate_args=validate_args)
-
-    def _standardised(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Bounds in units of `scale`, mirrored to the lower tail where needed, and the sign used."""
-        a = (self.low.double() - self.loc.double()) / self.scale.double()
-        b = (self.high.double() - self.loc.double()) / self.scale.double()
-        # Phi is precise in its lower tail only, so an interval in the upper tail is mirrored
-        sign = torch.where(a > 0, -1.0, 1.0)
-        return torch.where(sign > 0, a, -b), torch.where(sign > 0, b, -a), sign
-
-    def _log_mass(self) -> Tensor:
-        a, b, _ = self._standardised()
-        log_a, log_b = torch.special.log_ndtr(a), torch.special.log_ndtr(b)
-        return log_b + torch.log1p(-torch.exp(log_a - log_b))
-
-    @constraints.dependent_property(is_discrete=False, event_dim=0)
-    def support(self) -> constraints.Constraint:
-        """The interval, as the simplest torch constraint that describes it."""
-        low_open, high_open = bool(torch.isinf(self.low).all()), bool(torch.isinf(self.high).all())
-        if low_open and high_open:
-            return constraints.real
-        if high_open and not bool(torch.isinf(self.low).any()):
-            return constraints.greater_than(self.low)
-        if low_open and not bool(torch.isinf(self.high).any()):
-            return constraints.less_than(self.high)
-        return constraints.interval(self.low, self.high)
-
-    def expand(self, batch_shape: Shape, _instance: Any = None) -> "TruncatedNormal":  # noqa: N803
-        args = [t.expand(batch_shape) for t in (self.loc, self.scale, self.low, self.high)]
-        return TruncatedNormal(*args)
-
-    def cdf(self, value: Tensor) -> Tensor:
-        """Probability below `value`, in float64."""
-        a, b, sign = self._standardised()
-        t = sign * (value.double() - self.loc.double()) / self.scale.double()
-        lower = torch.special.ndtr(t.clamp(a, b)) - torch.special.ndtr(a)
-        part = lower / (torch.special.ndtr(b) - torch.special.ndtr(a))
-        return torch.where(sign > 0, part, 1 - part)
-
-    def icdf(self, value: Tensor) -> Tensor:
-        """The point below which the probability is `value`, in float64."""
-        a, b, sign = self._standardised()
-        part = torch.where(sign > 0, value.double(), 1 - value.double())
-        low, high = torch.special.ndtr(a), torch.special.ndtr(b)
-        t = torch.special.ndtri(low + part * (high - low)).clamp(a, b)
-        return self.loc.double() + self.scale.double() * sign * t
-
-    def rsample(self, sample_shape: Shape = ()) -> Tensor:
-        shape = self._extended_shape(torch.Size(sample_shape))
-        u = torch.rand(shape, dtype=torch.float64, device=self.loc.device)
-        return self.icdf(u).to(self.loc.dtype)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        t = (value - self.loc) / self.scale
-        log_phi = -0.5 * t**2 - 0.5 * math.log(2 * math.pi) - self.scale.log()
-        inside = (value >= self.low) & (value <= self.high)
-        return torch.where(inside, log_phi - self._log_mass().to(log_phi.dtype), -math.inf)
-
-    @property
-    def mean(self) -> Tensor:
-        """Mean of the truncated distribution."""
-        a = (self.low.double() - self.loc.double()) / self.scale.double()
-        b = (self.high.double() - self.loc.double()) / self.scale.double()
-        shift = (_phi(a) - _phi(b)) / self._log_mass().exp()
-        return (self.loc.double() + self.scale.double() * shift).to(self.loc.dtype)
+    def expand(self, batch_shape: Shape, _instance: Any = None) -> "BoxUniform":
+        new = self._get_checked_instance(BoxUniform, _instance)
+        return super().expand(torch.Size(batch_shape), _instance=new)
 
 
-def _phi(t: Tensor) -> Tensor:
-    return torch.exp(-0.5 * t**2) / math.sqrt(2 * math.pi)
+def _floating(value: Tensor) -> Tensor:
+    return value if value.is_floating_point() else value.to(torch.get_default_dtype())
 
 
 class MultipleIndependent(Distribution):
@@ -167,7 +68,7 @@ class MultipleIndependent(Distribution):
 
     Args:
         dists: the factors; each has `batch_shape` (D_i,) (univariate entries) or `event_shape` (D_i,).
-        validate_args: check values in `log_prob`; None follows torch's setting.
+        validate_args: accepted like everywhere in torch; each factor checks values by its own setting.
         arg_constraints: accepted for compatibility; extra constraints on arguments, usually empty.
         device: where to move the factors; None leaves them where they are.
 
@@ -181,8 +82,6 @@ class MultipleIndependent(Distribution):
     torch.Size([4])
     """
 
-    arg_constraints = {}
-
     def __init__(
         self,
         dists: Sequence[Distribution],
@@ -194,13 +93,15 @@ class MultipleIndependent(Distribution):
             raise ValueError(violation("dists", "at least one Distribution", "none"))
         self.dists = [_as_factor(i, d) for i, d in enumerate(dists)]
         if device is not None:
-            from visbi.core.devices import move
-
             self.dists = [move(d, device) for d in self.dists]
         self.dims = [d.event_shape[0] for d in self.dists]
-        if arg_constraints:
-            self.arg_constraints = dict(arg_constraints)
+        self._arg_constraints = dict(arg_constraints or {})
         super().__init__(torch.Size(), torch.Size([sum(self.dims)]), validate_args=validate_args)
+
+    @property
+    def arg_constraints(self) -> dict[str, constraints.Constraint]:
+        """What was given; the factors check their own arguments."""
+        return self._arg_constraints
 
     def _split(self, value: Tensor) -> list[Tensor]:
         return list(value.split(self.dims, dim=-1))
@@ -226,7 +127,7 @@ class MultipleIndependent(Distribution):
         return torch.cat([d.variance for d in self.dists], dim=-1)
 
     @constraints.dependent_property(is_discrete=False, event_dim=1)
-    def support(self) -> constraints.Constraint:
+    def support(self) -> constraints.Constraint:  # type: ignore[override]
         """The product of the factors' supports."""
         supports = [d.support for d in self.dists]
         return constraints.cat(supports, dim=-1, lengths=self.dims)  # type: ignore[arg-type]
@@ -243,15 +144,14 @@ def _as_factor(index: int, dist: Any) -> Distribution:
         return Independent(dist.expand((1,)), 1)
     if shapes == (1, 0):
         return Independent(dist, 1)
-    if shapes == (1, 1) and dist.batch_shape[0] == 1:
-        # one batch entry of a vector distribution: the batch axis carries nothing
-        return Independent(dist, 1) if dist.event_shape[0] == 1 else dist.expand(())
     if shapes == (0, 1):
         return dist
-    raise ValueError(
-        violation(name, "one axis in all (batch_shape (D,) or event_shape (D,))",
-                  f"batch_shape {tuple(dist.batch_shape)}, event_shape {tuple(dist.event_shape)}")
-    )
+    expected = "one axis in all (batch_shape (D,) or event_shape (D,))"
+    raise ValueError(violation(name, expected, _shapes(dist)))
+
+
+def _shapes(dist: Any) -> str:
+    return f"batch_shape {tuple(dist.batch_shape)}, event_shape {tuple(dist.event_shape)}"
 
 
 def as_prior(prior: Any, name: str = "prior") -> Distribution:
@@ -269,7 +169,8 @@ def as_prior(prior: Any, name: str = "prior") -> Distribution:
     torch.Size([1])
     """
     if not (callable(getattr(prior, "sample", None)) and callable(getattr(prior, "log_prob", None))):
-        raise TypeError(violation(name, "a torch Distribution (with sample and log_prob)", type(prior).__name__))
+        expected = "a torch Distribution (with sample and log_prob)"
+        raise TypeError(violation(name, expected, type(prior).__name__))
     batch, event = getattr(prior, "batch_shape", torch.Size()), getattr(prior, "event_shape", None)
     if event is None:
         raise TypeError(violation(name, "a Distribution with `event_shape`", type(prior).__name__))
@@ -279,7 +180,6 @@ def as_prior(prior: Any, name: str = "prior") -> Distribution:
         return Independent(prior.expand((1,)), 1)
     if len(event) == 0 and len(batch) == 1:
         cure = "wrap it: torch.distributions.Independent(prior, 1), or use BoxUniform"
-        raise ValueError(violation(name, f"one joint distribution, event_shape (D,); {cure}", f"batch_shape {tuple(batch)}"))
-    raise ValueError(
-        violation(name, "batch_shape () and event_shape (D,)", f"batch_shape {tuple(batch)}, event_shape {tuple(event)}")
-    )
+        expected = f"one joint distribution, event_shape (D,); {cure}"
+        raise ValueError(violation(name, expected, f"batch_shape {tuple(batch)}"))
+    raise ValueError(violation(name, "batch_shape () and event_shape (D,)", _shapes(prior)))

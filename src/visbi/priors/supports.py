@@ -7,8 +7,9 @@ from torch import Tensor
 from torch.distributions import Distribution, Transform, biject_to, constraints
 
 from visbi.core.checks import violation
+from visbi.priors.simplex import StickBreaking
 
-__all__ = ["bijection_to", "bounds", "inside", "support_of"]
+__all__ = ["bijection_to", "bounds", "has_support", "inside", "support_of"]
 
 
 def support_of(prior: Distribution) -> constraints.Constraint:
@@ -18,23 +19,42 @@ def support_of(prior: Distribution) -> constraints.Constraint:
     >>> support_of(BoxUniform(torch.zeros(2), torch.ones(2))).event_dim
     1
     """
-    try:
-        support = prior.support
-    except (NotImplementedError, AttributeError):
-        support = None
-    if support is None:
+    if not has_support(prior):
         cure = "a Distribution with `support` (or pass `theta_transform`)"
         raise ValueError(violation("prior", cure, f"{type(prior).__name__} without one"))
+    support = prior.support
+    assert support is not None
+    if support.is_discrete:
+        raise ValueError(violation("prior", "a continuous distribution", repr(support)))
     return support
 
 
+def has_support(prior: Distribution) -> bool:
+    """Whether the prior says what its support is."""
+    try:
+        return prior.support is not None
+    except (NotImplementedError, AttributeError):
+        return False
+
+
 def bijection_to(support: constraints.Constraint) -> Transform:
-    """torch's bijection from unconstrained space to `support`, or a ValueError."""
+    """A bijection from R^d to `support`: torch's, or our own on a simplex; ValueError if there is none."""
+    mixture = isinstance(support, constraints.MixtureSameFamilyConstraint)
+    if mixture and _has_one_value(support.base_constraint):
+        return bijection_to(support.base_constraint)
+    if isinstance(support, type(constraints.simplex)):
+        return StickBreaking()
     try:
         return biject_to(support)
     except NotImplementedError as error:
         cure = "a support that torch has a bijection for (or pass `theta_transform`)"
         raise ValueError(violation("prior", cure, repr(support))) from error
+
+
+def _has_one_value(support: constraints.Constraint) -> bool:
+    """Whether the bounds are numbers, so that all components of a mixture share them."""
+    base = getattr(support, "base_constraint", support)
+    return not any(isinstance(entry, Tensor) for entry in vars(base).values())
 
 
 def bounds(support: constraints.Constraint, dim: int) -> tuple[Tensor, Tensor]:
@@ -52,11 +72,15 @@ def bounds(support: constraints.Constraint, dim: int) -> tuple[Tensor, Tensor]:
         return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
     if isinstance(support, type(constraints.simplex)):
         return torch.zeros(dim, dtype=torch.float64), torch.ones(dim, dtype=torch.float64)
-    ends = [getattr(support, "lower_bound", -math.inf), getattr(support, "upper_bound", math.inf)]
-    low, high = (
-        torch.as_tensor(end).detach().to("cpu", torch.float64).expand(dim).clone() for end in ends
-    )
-    return low, high
+    low, high = getattr(support, "lower_bound", -math.inf), getattr(support, "upper_bound", math.inf)
+    return _bound(low, dim, "amin"), _bound(high, dim, "amax")
+
+
+def _bound(end: Tensor | float, dim: int, widest: str) -> Tensor:
+    bound: Tensor = torch.as_tensor(end).detach().to("cpu", torch.float64)
+    if bound.ndim > 1:  # the components of a mixture
+        bound = getattr(bound.flatten(0, -2), widest)(0)
+    return bound.expand(dim).clone()
 
 
 def inside(support: constraints.Constraint, theta: Tensor) -> Tensor:

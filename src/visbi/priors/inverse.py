@@ -1,0 +1,97 @@
+"""Inverses that survive being copied and saved.
+
+A torch transform forgets its partner when it is pickled or deep-copied. For `transform.inv` the partner is
+all there is, so a reloaded inverse has nothing to invert. `Inverted` keeps it as an ordinary attribute, and
+`lasting` puts one in the place of every torch inverse inside a transform or a distribution.
+"""
+
+import copy
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, ExpTransform, Transform, constraints
+
+__all__ = ["Inverted", "lasting"]
+
+T = TypeVar("T")
+
+_TorchInverse = type(ExpTransform().inv)
+
+
+class Inverted(Transform):
+    """The inverse of `forward`, which it keeps.
+
+    >>> Inverted(ExpTransform())(torch.ones(1))
+    tensor([0.])
+    """
+
+    def __init__(self, forward: Transform) -> None:
+        super().__init__()
+        self.forward = forward
+
+    @constraints.dependent_property(is_discrete=False)
+    def domain(self) -> constraints.Constraint:  # type: ignore[override]
+        """What the forward transform maps to."""
+        return self.forward.codomain
+
+    @constraints.dependent_property(is_discrete=False)
+    def codomain(self) -> constraints.Constraint:  # type: ignore[override]
+        """What the forward transform maps from."""
+        return self.forward.domain
+
+    @property
+    def bijective(self) -> bool:  # type: ignore[override]
+        """As the forward transform."""
+        return self.forward.bijective
+
+    @property
+    def sign(self) -> int:
+        """As the forward transform."""
+        return self.forward.sign
+
+    @property
+    def inv(self) -> Transform:
+        """The forward transform."""
+        return self.forward
+
+    def with_cache(self, cache_size: int = 1) -> "Inverted":
+        return Inverted(self.forward.with_cache(cache_size))
+
+    def __repr__(self) -> str:
+        return f"Inverted({self.forward!r})"
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.forward._inv_call(x)  # type: ignore[return-value]
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return -self.forward.log_abs_det_jacobian(y, x)
+
+    def forward_shape(self, shape: torch.Size) -> torch.Size:
+        return self.forward.inverse_shape(shape)
+
+    def inverse_shape(self, shape: torch.Size) -> torch.Size:
+        return self.forward.forward_shape(shape)
+
+
+def lasting(value: T) -> T:
+    """A copy of a transform or distribution in which every torch inverse is an `Inverted`.
+
+    >>> import pickle
+    >>> log = pickle.loads(pickle.dumps(lasting(ExpTransform().inv)))
+    >>> log(torch.ones(1))
+    tensor([0.])
+    """
+    return _lasting(value)
+
+
+def _lasting(value: Any) -> Any:
+    if type(value) is _TorchInverse:
+        return Inverted(_lasting(value.inv))
+    if isinstance(value, list):
+        return [_lasting(entry) for entry in value]
+    if isinstance(value, Distribution | Transform) and not isinstance(value, nn.Module):
+        out = copy.copy(value)  # its own partner is left out, and made again when asked for
+        out.__dict__.update({name: _lasting(entry) for name, entry in vars(out).items() if name != "_inv"})
+        return out
+    return value
