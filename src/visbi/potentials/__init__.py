@@ -1,4 +1,4 @@
-"""log p(theta | x) up to a constant: from a learned likelihood or ratio, from any callable, from other packages."""
+"""log p(theta | x) up to a constant: learned likelihoods and ratios, callables, other packages' objects."""
 
 from visbi.potentials.base import BasePotential
 from visbi.potentials.custom import AdaptedPotential, CustomPotential, as_potential

@@ -1,8 +1,8 @@
 r"""A potential: U(theta; x) = log p(theta | x) + const.
 
-Inside the house a potential is pure: `evaluate(theta, x, x_is_iid)` reads nothing but its arguments.
-The field's interface is stateful (`set_x`, then call); `BasePotential` offers it on top of the pure
-one, so that samplers of other packages accept ours.
+Inside the house a potential is pure: `evaluate(theta, x, x_is_iid)` changes nothing and depends on its
+arguments. The field's interface is stateful (`set_x`, then call); `BasePotential` offers it on top of the
+pure one, so that samplers of other packages accept ours. Without an x, `evaluate` takes the one that was set.
 
 x has shape (T, ...) with T trials. With `x_is_iid` they are independent trials of one experiment and
 their log-likelihoods add up; without, T is 1 or N and row n of theta is paired with row n of x.
@@ -18,7 +18,7 @@ from torch.distributions import Distribution
 from visbi.core.checks import finite_tensor, violation
 from visbi.core.devices import move
 
-__all__ = ["BasePotential", "check_values", "paired", "rows"]
+__all__ = ["BasePotential", "check_theta", "check_values", "paired", "rows"]
 
 
 class BasePotential(ABC):
@@ -27,7 +27,7 @@ class BasePotential(ABC):
     Args:
         prior: the prior over theta, event_shape (D,), or None.
         x_o: the observation, or None to set it later.
-        device: where theta and x are moved for evaluation.
+        device: where x_o is kept and theta is expected.
         x_is_iid: whether the rows of x are independent trials.
     """
 
@@ -47,7 +47,7 @@ class BasePotential(ABC):
 
     @abstractmethod
     def evaluate(self, theta: Tensor, x: Tensor | None, x_is_iid: bool = True) -> Tensor:
-        """log p(theta | x) + const, (N,), for theta (N, D) and x (T, ...)."""
+        """log p(theta | x) + const, (N,), for theta (N, D) and x (T, ...); None is the x that was set."""
 
     def __call__(self, theta: Tensor, track_gradients: bool = True) -> Tensor:
         """The potential of theta (N, D) at the observation that was set, (N,)."""
@@ -101,20 +101,25 @@ def paired(theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """theta (N, D) and x (T, ...) with equally many rows, where one of N and T may be 1."""
     n = max(len(theta), len(x))
     if len(theta) not in (1, n) or len(x) not in (1, n):
-        raise ValueError(
-            violation("theta` and `x", "equally many rows, or one row in either", f"{len(theta)} and {len(x)}")
-        )
+        expected = "equally many rows, or one row in either"
+        raise ValueError(violation("theta` and `x", expected, f"{len(theta)} and {len(x)}"))
     return theta.expand(n, *theta.shape[1:]), x.expand(n, *x.shape[1:])
 
 
-def check_values(values: Any, n: int) -> Tensor:
-    """The return value of a potential, (n,), or an error that shows what came."""
+def check_theta(theta: Tensor, prior: Distribution | None) -> None:
+    """Raise ValueError unless theta is (N, D) with the D of the prior."""
+    dim = prior.event_shape[0] if prior is not None else "D"
+    if theta.ndim != 2 or (prior is not None and theta.shape[-1] != dim):
+        raise ValueError(violation("theta", f"shape (N, {dim})", tuple(theta.shape)))
+
+
+def check_values(values: Any, n: int, name: str = "potential_fn") -> Tensor:
+    """What `name` returned for n rows of theta, (n,), or an error that shows what came."""
     if not isinstance(values, Tensor):
-        raise TypeError(violation("potential_fn", f"to return a tensor of shape ({n},)", type(values).__name__))
-    if values.shape == (n, 1) and n != 1:
+        raise TypeError(violation(name, f"to return a tensor of shape ({n},)", type(values).__name__))
+    if values.shape == (n, 1):
         values = values[:, 0]
     if values.shape != (n,):
-        raise ValueError(
-            violation("potential_fn", f"to return shape ({n},) for theta of shape ({n}, D)", tuple(values.shape))
-        )
+        expected = f"to return shape ({n},) for theta of shape ({n}, D)"
+        raise ValueError(violation(name, expected, tuple(values.shape)))
     return values

@@ -1,6 +1,7 @@
 """Potentials that are not ours: a user's callable, and stateful objects of other packages."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -33,40 +34,50 @@ class CustomPotential(BasePotential):
         device: str | torch.device = "cpu",
     ) -> None:
         if not callable(potential_fn):
-            raise TypeError(violation("potential_fn", "a callable (theta, x_o) -> (N,)", type(potential_fn).__name__))
+            expected = "a callable (theta, x_o) -> (N,)"
+            raise TypeError(violation("potential_fn", expected, type(potential_fn).__name__))
         self.potential_fn = potential_fn
         super().__init__(prior, x_o, device)
 
     def evaluate(self, theta: Tensor, x: Tensor | None, x_is_iid: bool = True) -> Tensor:
-        return check_values(self.potential_fn(theta, x), len(theta))
+        return check_values(self.potential_fn(theta, self._x_o if x is None else x), len(theta))
 
 
 class AdaptedPotential(BasePotential):
     """A stateful potential of another package behind our pure interface.
 
-    The wrapped object keeps its own observation: it is set for the length of a call and put back.
+    The wrapped object keeps its own observation, or its lack of one: x is set for the length of a call, and
+    what was there is put back, also if the call raises.
 
     Args:
-        inner: an object with `set_x`, `return_x_o` and `__call__(theta, track_gradients)`.
+        inner: an object with `set_x(x, x_is_iid)`, `return_x_o()` and `__call__(theta, track_gradients)`.
+        prior: used if `inner` has none.
     """
 
     def __init__(self, inner: Any, prior: Distribution | None = None) -> None:
         self.inner = inner
         own = getattr(inner, "prior", None)
         super().__init__(own if own is not None else prior, device=getattr(inner, "device", "cpu"))
-        self._x_o = inner.return_x_o() if hasattr(inner, "return_x_o") else getattr(inner, "_x_o", None)
+        self._x_o = inner.return_x_o()
         self.x_is_iid = bool(getattr(inner, "x_is_iid", True))
 
     def evaluate(self, theta: Tensor, x: Tensor | None, x_is_iid: bool = True) -> Tensor:
-        before = self.inner.return_x_o() if hasattr(self.inner, "return_x_o") else None
-        iid_before = getattr(self.inner, "x_is_iid", True)
+        with self._observing(self._x_o if x is None else x, x_is_iid):
+            values = self.inner(theta, track_gradients=torch.is_grad_enabled())
+        return check_values(values, len(theta))
+
+    @contextmanager
+    def _observing(self, x: Tensor | None, x_is_iid: bool) -> Iterator[None]:
+        """The wrapped object with x set; None leaves its own."""
+        if x is None:
+            yield
+            return
+        before, iid_before = self.inner.return_x_o(), getattr(self.inner, "x_is_iid", True)
         try:
-            if x is not None:
-                self.inner.set_x(x, x_is_iid=x_is_iid)
-            return check_values(self.inner(theta, track_gradients=torch.is_grad_enabled()), len(theta))
+            self.inner.set_x(x, x_is_iid=x_is_iid)
+            yield
         finally:
-            if before is not None:
-                self.inner.set_x(before, x_is_iid=iid_before)
+            self.inner.set_x(before, x_is_iid=iid_before)
 
     def to(self, device: str | torch.device) -> "AdaptedPotential":
         moved = self.inner.to(device)
@@ -78,18 +89,17 @@ class AdaptedPotential(BasePotential):
 def as_potential(potential_fn: Any, prior: Distribution | None = None) -> BasePotential:
     """Whatever a user has as a `BasePotential`: the door.
 
-    Accepts ours, an object with `set_x` and `__call__` (the interface of the field, used unchanged), or a
-    plain callable (theta, x_o) -> (N,).
+    Accepts ours, an object with `set_x`, `return_x_o` and `__call__` (the field's interface), or a plain
+    callable (theta, x_o) -> (N,).
 
     Raises:
         TypeError: none of these.
     """
     if isinstance(potential_fn, BasePotential):
         return potential_fn
-    if callable(potential_fn) and callable(getattr(potential_fn, "set_x", None)):
+    if callable(potential_fn) and all(hasattr(potential_fn, name) for name in ("set_x", "return_x_o")):
         return AdaptedPotential(potential_fn, prior)
     if callable(potential_fn):
-        return CustomPotential(potential_fn, prior)
-    raise TypeError(
-        violation("potential_fn", "a BasePotential or a callable (theta, x_o) -> (N,)", type(potential_fn).__name__)
-    )
+        return CustomPotential(potential_fn, prior)  # type: ignore[arg-type]
+    expected = "a BasePotential or a callable (theta, x_o) -> (N,)"
+    raise TypeError(violation("potential_fn", expected, type(potential_fn).__name__))

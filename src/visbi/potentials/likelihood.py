@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Transform
 
-from visbi.potentials.base import BasePotential, paired
+from visbi.potentials.base import BasePotential, check_theta, check_values, paired
 from visbi.priors.distributions import as_prior
 from visbi.priors.transforms import mcmc_transform
 
@@ -34,13 +34,14 @@ class LikelihoodPotential(BasePotential):
         super().__init__(as_prior(prior), x_o, device)
 
     def evaluate(self, theta: Tensor, x: Tensor | None, x_is_iid: bool = True) -> Tensor:
+        check_theta(theta, self.prior)
         x = self.x_o if x is None else x
         if x_is_iid:
             log_likelihood = self.likelihood_estimator.log_prob_iid(x, theta)
         else:
             theta, x = paired(theta, x)
             log_likelihood = self.likelihood_estimator.log_prob(x, theta)
-        return log_likelihood + self._log_prior(theta)
+        return check_values(log_likelihood, len(theta), "likelihood_estimator") + self._log_prior(theta)
 
     def to(self, device: str | torch.device) -> "LikelihoodPotential":
         self.likelihood_estimator.to(device)

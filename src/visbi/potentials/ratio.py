@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Transform
 
-from visbi.potentials.base import BasePotential, paired
+from visbi.potentials.base import BasePotential, check_theta, check_values, paired
 from visbi.priors.distributions import as_prior
 from visbi.priors.transforms import mcmc_transform
 
@@ -35,13 +35,14 @@ class RatioPotential(BasePotential):
         super().__init__(as_prior(prior), x_o, device)
 
     def evaluate(self, theta: Tensor, x: Tensor | None, x_is_iid: bool = True) -> Tensor:
+        check_theta(theta, self.prior)
         x = self.x_o if x is None else x
         if x_is_iid:
             log_ratio = self.ratio_estimator.log_ratio_iid(theta, x)
         else:
             theta, x = paired(theta, x)
             log_ratio = self.ratio_estimator.log_ratio(theta, x)
-        return log_ratio + self._log_prior(theta)
+        return check_values(log_ratio, len(theta), "ratio_estimator") + self._log_prior(theta)
 
     def to(self, device: str | torch.device) -> "RatioPotential":
         self.ratio_estimator.to(device)
