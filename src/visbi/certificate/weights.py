@@ -3,9 +3,9 @@ r"""Importance weights: log w = log p(theta) - log q(theta) at draws theta ~ q.
 If q were right, log w would be constant. How far it is from that says how good q is:
 
 k-hat
-    shape of the generalised Pareto distribution fitted to the excesses of the largest weights over their cut-off
-    (Vehtari, Simpson, Gelman, Yao, Gabry 2024). Below .7 the smoothed weights can be used. For q = N(0, s^2) and
-    p = N(0, 1) the true value is 1 - s^2 for s < 1.
+    shape of the generalised Pareto distribution fitted to the excesses of the largest weights over their
+    cut-off (Vehtari, Simpson, Gelman, Yao, Gabry 2024). Below .7 the smoothed weights can be used. For
+    q = N(0, s^2) and p = N(0, 1) the true value is 1 - s^2 for s < 1.
 ESS
     (sum w)^2 / sum w^2, the number of exact draws that the weighted ones are worth.
 total variation
@@ -17,6 +17,7 @@ All of it in float64 and in log space: adding a constant to log p changes only t
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,10 +30,12 @@ __all__ = [
     "resample",
     "tail_excess",
     "total_variation",
+    "unseen_mass",
 ]
 
-_CONSTANT = 1e-3  # sd of log w below which the weights are constant and a tail has no shape
+_CONSTANT = 1e-3  # spread of log w below which the weights are constant and a tail has no shape
 _MIN_DRAWS = 25  # fewer leave a tail of less than the five points that a Pareto fit needs
+_UNDERFLOW = -700.0  # exp of less is next to zero in float64
 
 
 def _clean(log_w: Tensor) -> Tensor:
@@ -45,8 +48,10 @@ def _clean(log_w: Tensor) -> Tensor:
 def pareto_smooth(log_w: Tensor) -> tuple[Tensor, float]:
     """Pareto-smoothed, normalised log-weights (N,) and k-hat.
 
-    Weights that are NaN or infinite count as zero. Constant weights give k-hat = -inf: a tail without spread has no
-    shape. If nothing is finite, k-hat is +inf and the weights are uniform.
+    Weights that are NaN or infinite count as zero, and zero weights say nothing about the tail. Constant
+    weights give k-hat = -inf: a tail without spread has no shape. Where no tail can be fitted, because fewer
+    than 25 weights are left or they are too uneven for float64, k-hat is +inf and nothing is smoothed; if
+    none is left the weights are uniform.
 
     Args:
         log_w: (N,), N >= 25.
@@ -58,31 +63,43 @@ def pareto_smooth(log_w: Tensor) -> tuple[Tensor, float]:
     """
     log_w = _clean(log_w)
     finite = torch.isfinite(log_w)
-    uniform = torch.full_like(log_w, -math.log(len(log_w)))
     if not bool(finite.any()):
-        return uniform, math.inf
-    if bool(finite.all()) and float(log_w.std()) < _CONSTANT:
-        return log_w - torch.logsumexp(log_w, 0), -math.inf
-    from arviz_stats.base import array_stats
+        return torch.full_like(log_w, -math.log(len(log_w))), math.inf
+    raw = torch.log_softmax(log_w, 0)
+    values = log_w[finite] - log_w[finite].max()
+    if len(values) < _MIN_DRAWS:
+        return raw, math.inf
+    tail = torch.topk(values, _tail_size(len(values)) + 1).values
+    if float(values.std()) < _CONSTANT or float(tail[0] - tail[-1]) < _CONSTANT:
+        return raw, -math.inf
+    smooth, khat = _pareto_fit(values)
+    if not bool(torch.isfinite(smooth).all()):
+        return raw, khat
+    return torch.log_softmax(torch.full_like(log_w, -torch.inf).masked_scatter(finite, smooth), 0), khat
 
-    shifted = (log_w - log_w.max()).clamp_min(-700.0)  # exp of less is zero in float64
-    try:
+
+def _pareto_fit(values: Tensor) -> tuple[Tensor, float]:
+    """Smoothed log-weights and k-hat of log-weights with largest value 0; k-hat +inf where the fit breaks."""
+    from arviz_stats.base import array_stats  # type: ignore[attr-defined]
+
+    with np.errstate(all="ignore"):
         # its argument is minus the log-weights, as in leave-one-out cross-validation
-        smooth, khat = array_stats.psislw(-shifted.cpu().numpy())
-    except ValueError:  # the tail's values are all the same
-        return log_w - torch.logsumexp(log_w, 0), -math.inf
-    smooth = torch.as_tensor(smooth, dtype=torch.float64, device=log_w.device)
-    smooth = torch.where(finite, smooth, -torch.inf)
+        smooth, khat = array_stats.psislw(-values.clamp_min(_UNDERFLOW).cpu().numpy())
     khat = float(khat)
-    return smooth - torch.logsumexp(smooth, 0), khat if math.isfinite(khat) else math.inf
+    return torch.as_tensor(smooth).to(values), khat if math.isfinite(khat) else math.inf
+
+
+def _tail_size(n: int) -> int:
+    """How many of n weights make the tail, as in arviz-stats."""
+    return int(min(3 * math.sqrt(n), n / 5))
 
 
 def tail_excess(smooth: Tensor, khat: float) -> float:
-    """Share of p's mass that the fitted tail holds above its cut-off, seen and unseen; infinite for k-hat >= 1.
+    """Share of p's mass in the fitted tail above its cut-off, seen and unseen; infinite for k-hat >= 1.
 
-    A tail may be heavy and still hold nothing: for a q that is right to a tenth of a percent k-hat describes the shape of
-    that tenth. The M smoothed weights are quantiles of the fitted distribution up to 1 - 1/(2M); the mean beyond the last
-    of them is added in proportion, with the factor 1 / (1 - (2M)^(k - 1)) of a Pareto tail.
+    A tail may be heavy and still hold nothing: for a q that is right to a tenth of a percent k-hat describes
+    the shape of that tenth. The M smoothed weights are quantiles of the fitted distribution up to 1 - 1/(2M);
+    what lies beyond the last of them has the share (2M)^(k - 1) of the whole in a Pareto tail.
 
     Args:
         smooth: (N,) normalised log-weights of `pareto_smooth`. khat: its k-hat.
@@ -94,11 +111,37 @@ def tail_excess(smooth: Tensor, khat: float) -> float:
         return 0.0
     if khat >= 1.0:
         return math.inf
-    n = len(smooth)
-    size = int(min(3 * math.sqrt(n), n / 5)) if n > 225 else n // 5
+    size, seen = _tail(smooth)
+    return seen / (1.0 - _unseen_share(size, khat))
+
+
+def unseen_mass(smooth: Tensor, khat: float, *, sigmas: float = 0.0) -> float:
+    """The part of `tail_excess` above the largest weight seen: what q's draws did not reach, extrapolated.
+
+    Args:
+        smooth: (N,) normalised log-weights of `pareto_smooth`. khat: its k-hat.
+        sigmas: by how many of its standard errors, (1 + k) / sqrt(M), k-hat is raised first; near k = 1 the
+            extrapolation hangs on its digits.
+    """
+    if not math.isfinite(khat):
+        return 0.0 if khat < 0 else math.inf
+    size, seen = _tail(smooth)
+    k = khat + sigmas * (1.0 + max(khat, 0.0)) / math.sqrt(size)
+    if k >= 1.0:
+        return math.inf
+    share = _unseen_share(size, k)
+    return seen * share / (1.0 - share)
+
+
+def _tail(smooth: Tensor) -> tuple[int, float]:
+    """How many weights make the tail, and the sum of their excesses over its cut-off."""
+    size = _tail_size(int(torch.isfinite(smooth).sum()))
     top = torch.topk(smooth, size + 1).values.exp()
-    seen = float((top[:-1] - top[-1]).sum())
-    return seen / (1.0 - (2.0 * size) ** (khat - 1.0))
+    return size, float((top[:-1] - top[-1]).sum())
+
+
+def _unseen_share(size: int, khat: float) -> float:
+    return (2.0 * size) ** (khat - 1.0)
 
 
 def effective_sample_size(log_w: Tensor) -> float:
@@ -110,6 +153,7 @@ def effective_sample_size(log_w: Tensor) -> float:
     log_w = _clean(log_w)
     if not bool(torch.isfinite(log_w).any()):
         return 0.0
+    log_w = log_w - log_w.max()
     return float(torch.exp(2 * torch.logsumexp(log_w, 0) - torch.logsumexp(2 * log_w, 0)))
 
 
@@ -143,7 +187,9 @@ def total_variation(log_w: Tensor) -> float:
 
 
 def resample(log_w: Tensor, n: int) -> Tensor:
-    """Indices (n,) drawn with probability proportional to the weights, systematically (one uniform for all).
+    """Indices (n,) drawn with probability proportional to the weights, systematically, in random order.
+
+    One uniform number serves for all, so that index i comes up n w_i times, rounded up or down.
 
     >>> resample(torch.log(torch.tensor([0.0, 1.0] * 20)), 4).remainder(2).tolist()
     [1, 1, 1, 1]
