@@ -208,7 +208,7 @@ class Encoder:
 
     def _given(self, value: Given) -> Any:
         if value.required:
-            self.missing[value.keyword] = value.what or self._why
+            self.missing.setdefault(value.keyword, value.what or self._why)
         elif value.keyword not in self.optional:
             self.optional.append(value.keyword)
         return {"is": "given", "keyword": value.keyword}

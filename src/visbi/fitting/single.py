@@ -132,4 +132,10 @@ def _objective(method: str, options: TrainOptions) -> Callable[[Family, LogDensi
 def _same_schedule(a: TrainOptions, b: TrainOptions) -> bool:
     """Whether an optimiser made under `a` does what `b` asks for."""
     names = ("learning_rate", "gamma", "optimizer", "scheduler")
-    return all(getattr(a, name) == getattr(b, name) for name in names)
+    return all(_same_call(getattr(a, name), getattr(b, name)) for name in names)
+
+
+def _same_call(a: Any, b: Any) -> bool:
+    if isinstance(a, partial) and isinstance(b, partial):  # two partials are never equal, even copies
+        return (a.func, a.args, a.keywords) == (b.func, b.args, b.keywords)
+    return a == b

@@ -8,14 +8,14 @@ from torch import Tensor
 from torch.distributions import Distribution, Transform
 
 from visbi.core.checks import violation
-from visbi.core.encoding import Given, Kind
+from visbi.core.encoding import Given, Kind, WrongGiven
 from visbi.core.random import seeded
 from visbi.core.types import ZScore
 from visbi.priors import as_prior, coordinates
 from visbi.priors.blocks import AffineBlock, BijectionBlock, CdfBlock, UniformBlock
 from visbi.priors.transforms import Coordinates
 from visbi.priors.transforms import _CoordinatesTransform as CoordinatesTransform
-from visbi.saving.modules import dataclass_kind, weights_of, with_weights
+from visbi.saving.modules import weights_of, with_weights
 
 __all__ = ["COORDINATES", "CoordinatesOfPrior"]
 
@@ -25,14 +25,14 @@ _TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class CoordinatesOfPrior:
-    """What `coordinates` is called with, and points by which to see that the result is the same.
+    """In the place of coordinates that are made of a user's own code: what to call `coordinates` with.
 
     Attributes:
         prior: as it is stored or given.
         theta_transform: given, or None.
         z_score: as for `coordinates`.
         weights: of the coordinates.
-        z, theta: (64, d) and (64, D), corresponding points.
+        z, theta: (64, d) and (64, D), corresponding points, by which to see that the result is the same.
     """
 
     prior: Any
@@ -43,32 +43,28 @@ class CoordinatesOfPrior:
     theta: Tensor
 
     @classmethod
-    def of(cls, coords: Coordinates, prior: Distribution, z_score: ZScore, transform: Given) -> Any:
+    def of(
+        cls, coords: Coordinates, prior: Distribution, z_score: ZScore, transform: Given
+    ) -> "CoordinatesOfPrior":
         """What is stored of `coords`."""
         with seeded(0):
             z = torch.randn(_PROBES, coords.dim_z, dtype=torch.float64).to(coords.low.device)
         return cls(prior, transform, z_score, weights_of(coords), z, coords.to_theta(z)[0].detach())
 
-    def made(self) -> Coordinates:
-        """The coordinates.
 
-        Raises:
-            ValueError: the prior or `theta_transform` that was given leads to other ones.
-        """
-        transform: Transform | None = self.theta_transform
-        coords = coordinates(as_prior(self.prior), z_score=self.z_score, theta_transform=transform)
-        try:
-            theta = with_weights(coords, self.weights).to_theta(self.z)[0]
-            same = torch.allclose(
-                theta, self.theta, rtol=_TOLERANCE, atol=_TOLERANCE * float(self.theta.std())
-            )
-        except (RuntimeError, ValueError):
-            same = False
-        if not same:
-            expected = "those that the posterior was saved with"
-            got = "others: they lead to other coordinates of theta"
-            raise ValueError(violation("prior` and `theta_transform", expected, got))
-        return coords
+def _of_prior(**fields: Any) -> Coordinates:
+    stored = CoordinatesOfPrior(**fields)
+    transform: Transform | None = stored.theta_transform
+    try:
+        coords = coordinates(as_prior(stored.prior), z_score=stored.z_score, theta_transform=transform)
+        theta = with_weights(coords, stored.weights).to_theta(stored.z)[0]
+        tolerance = _TOLERANCE * float(stored.theta.std())
+        if not torch.allclose(theta, stored.theta, rtol=_TOLERANCE, atol=tolerance):
+            raise ValueError("they lead to other coordinates of theta")
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        expected = "those that the posterior was saved with"
+        raise WrongGiven(violation("prior` and `theta_transform", expected, f"others ({error})")) from error
+    return coords
 
 
 def _uniform(low: Tensor, width: Tensor) -> UniformBlock:
@@ -115,6 +111,6 @@ COORDINATES = (
         _coordinates,
     ),
     _kind(CoordinatesTransform, CoordinatesTransform, "coords"),
-    dataclass_kind(CoordinatesOfPrior),
+    _kind(CoordinatesOfPrior, _of_prior, "prior", "theta_transform", "z_score", "weights", "z", "theta"),
 )
 """Kinds of coordinates and of what they are made of."""

@@ -47,7 +47,7 @@ _MULTIVARIATE: dict[type, tuple[str, ...]] = {
     td.LowRankMultivariateNormal: ("loc", "cov_factor", "cov_diag"),
     td.MultivariateNormal: ("loc", "scale_tril"),
     td.MixtureSameFamily: ("mixture_distribution", "component_distribution"),
-    MultipleIndependent: ("dists",),
+    MultipleIndependent: ("dists", "arg_constraints"),
 }
 _PLAIN_TRANSFORMS: tuple[type, ...] = (
     transforms.ExpTransform,

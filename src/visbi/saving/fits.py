@@ -138,6 +138,15 @@ def _trace(loss: Tensor, **others: Any) -> Trace:
     return Trace(loss=tuple(loss.tolist()), **others)
 
 
+def _stored_fit(**fields: Any) -> StoredFit:
+    fit = StoredFit(**fields)
+    if not (isinstance(fit.trace, Trace) and isinstance(fit.report, Report | None)):
+        raise TypeError("a fit without trace or report")
+    if not (isinstance(fit.options, dict) and isinstance(fit.method, str)):
+        raise TypeError("a fit without options or method")
+    return fit
+
+
 def _partial_fields(bound: Any) -> dict[str, Any]:
     return {"function": bound.func, "arguments": bound.args, "keywords": bound.keywords}
 
@@ -152,6 +161,6 @@ FITS = (
     Kind("Trace", Trace, _trace_fields, _trace),
     Kind("partial", functools.partial, _partial_fields, _partial),
     dataclass_kind(Report),
-    dataclass_kind(StoredFit),
+    Kind("StoredFit", StoredFit, lambda fit: dict(vars(fit)), _stored_fit),
 )
 """Kinds of what a fit consists of."""

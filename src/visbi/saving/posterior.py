@@ -5,7 +5,8 @@ missing, and loading asks for it by keyword.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +69,7 @@ _KEYWORDS = (
 )
 _TYPES: dict[str, tuple[type, ...]] = {
     "prior": (Distribution,),
-    "coords": (Coordinates, CoordinatesOfPrior),
+    "coords": (Coordinates,),
     "potential": (BasePotential, UsersPotential),
     "family": (Family, UsersFamily),
     "fit": (StoredFit, type(None)),
@@ -145,20 +146,28 @@ def load_parts(path: str | os.PathLike[str], given: Mapping[str, Any]) -> Parts:
         ValueError: something is missing, or not what the posterior was saved with.
     """
     archive = read_archive(path, _KIND)
-    try:
+    with _reading(path):
         content: dict[str, Any] = archive.content
         missing, optional = dict(content["missing"]), list(content["optional"])
-        _check_given(path, missing, optional, given)
+    _check_given(path, missing, optional, given)
+    with _reading(path):
         decoder = Decoder(_VOCABULARY, archive.tensors, given)
         names = ("prior", "coords", "potential", "family", "fit", "options", "x", "map")
         stored = {name: decoder.decode(content[name]) for name in names}
         _check_types(stored, missing)
+    return _assembled(stored)
+
+
+@contextmanager
+def _reading(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Whatever fails here is the file's fault, unless it says that it is not."""
+    try:
+        yield
     except (WrongGiven, ArchiveError):
         raise
     except (*_DAMAGE, RecursionError) as error:
-        got = f"{str(path)!r}: content that it cannot read ({type(error).__name__}: {error})"
+        got = f"{os.fspath(path)!r}: content that it cannot read ({type(error).__name__}: {error})"
         raise ArchiveError(violation("path", f"a {_KIND} saved by visbi", got)) from error
-    return _assembled(stored)
 
 
 def _storable(value: Any) -> bool:
@@ -199,8 +208,6 @@ def _assembled(stored: dict[str, Any]) -> Parts:
         stored[name] for name in ("prior", "coords", "potential", "family", "fit")
     )
     prior = as_prior(prior)
-    if isinstance(coords, CoordinatesOfPrior):
-        coords = coords.made()
     if tuple(prior.event_shape) != (coords.dim_theta,):
         raise ValueError(violation("prior", f"event_shape ({coords.dim_theta},)", tuple(prior.event_shape)))
     if isinstance(potential, UsersPotential):
