@@ -161,18 +161,15 @@ def _carry(layer: Any, x: Tensor, score: Tensor) -> tuple[Tensor, Tensor, Tensor
     """y, log|det J| (N,) and v_y from x and v_x for one layer; see the module's text."""
     if not hasattr(layer, "hyper"):
         return _carry_elementwise(layer(None), x, score)
-    phi, jacobian, last = _masked_network(layer.hyper, x)
+    phi, pull = _masked_network(layer.hyper, x)
     phi = phi.unflatten(-1, (x.shape[1], -1))
     entry = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()  # x as the entry, not by way of the network
     transform = layer.univariate(*zuko.utils.unpack(phi, layer.shapes))
     y, ladj = transform.call_and_ladj(entry)
     y_phi, ladj_x, ladj_phi = _derivatives(transform, entry, phi, y, ladj)
     with torch.no_grad():
-        # network part of both derivatives, (N, d + 1, hidden) @ (N, hidden, d)
-        per_entry = last.reshape(x.shape[1], -1, last.shape[1])
-        rows = torch.bmm(y_phi.transpose(0, 1), per_entry).transpose(0, 1)
-        extra = ladj_phi.flatten(1) @ last
-        product = torch.cat([rows, extra[:, None]], 1) @ jacobian.mT
+        # rows of dphi/dx that make up dy/dx and dladj/dx, all through the network at once: (N, d + 1, d)
+        product = pull(y_phi, ladj_phi)
         rhs = score - product[:, -1] if ladj_x is None else score - ladj_x - product[:, -1]
         triangle = product[:, :-1] + torch.diag_embed(ladj.exp())
         # entries are taken in ascending or in descending order, so J is lower or upper triangular as it stands
@@ -213,18 +210,29 @@ def _gradients(output: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor | Non
     return torch.autograd.grad(output, inputs, torch.ones_like(output), retain_graph=True, allow_unused=True)
 
 
-def _masked_network(network: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Output of a masked MLP (N, P) with its graph; without, Jacobian of its last hidden layer (N, d, H) and last weight."""
+def _masked_network(network: Any, x: Tensor) -> tuple[Tensor, Callable[[Tensor, Tensor], Tensor]]:
+    """Output phi of a masked MLP (N, d P) with its graph, and the function that multiplies rows by dphi/dx.
+
+    That function takes (N, d, P), one row for each entry, and (N, d, P), one row in all, to (N, d + 1, d): the products of
+    the rows with the network's weights from the last to the first, each a single matrix product for all draws.
+    """
     *hidden, last = network
-    h, jacobian = x, None
+    h, weights, slopes = x, [], []
     for module in hidden:
         if hasattr(module, "mask"):
-            weight = module.mask * module.weight
-            h = functional.linear(h, weight, module.bias)
-            transposed = weight.detach().mT
-            jacobian = transposed if jacobian is None else jacobian @ transposed
+            weights.append(module.mask * module.weight)
+            h = functional.linear(h, weights[-1], module.bias)
         else:  # ReLU, as zuko builds them here
             h = module(h)
-            jacobian = (h.detach() > 0)[:, None] * jacobian  # type: ignore[operator]
-    weight = last.mask * last.weight
-    return functional.linear(h, weight, last.bias), jacobian, weight.detach()  # type: ignore[return-value]
+            slopes.append((h.detach() > 0).to(h.dtype)[:, None])
+    top = last.mask * last.weight
+
+    def pull(per_entry: Tensor, total: Tensor) -> Tensor:
+        n, d, width = per_entry.shape
+        first = torch.bmm(per_entry.transpose(0, 1), top.detach().view(d, width, -1)).transpose(0, 1)
+        rows = torch.cat([first, (total.reshape(n, -1) @ top.detach())[:, None]], 1)
+        for weight, slope in zip(reversed(weights), reversed(slopes), strict=True):
+            rows = rows.mul_(slope) @ weight.detach()
+        return rows
+
+    return functional.linear(h, top, last.bias), pull
