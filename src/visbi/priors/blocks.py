@@ -110,7 +110,7 @@ class CdfBlock(Block):
 
     def __init__(self, dist: Distribution) -> None:
         super().__init__(dist.batch_shape[0], dist.batch_shape[0])
-        self.dist = lasting(in_double(dist))
+        self.dist = lasting(in_double(dist), caching=False)
 
     def to_theta(self, z: Tensor) -> tuple[Tensor, Tensor]:
         theta = self.dist.icdf(torch.special.ndtr(z.clamp(-_Z_MAX, _Z_MAX)))
@@ -141,7 +141,7 @@ class BijectionBlock(Block):
 
     def __init__(self, link: Transform, dim_theta: int, dim_z: int) -> None:
         super().__init__(dim_theta, dim_z)
-        self.link: Any = lasting(link)
+        self.link: Any = lasting(link, caching=False)
         self.register_buffer("loc", torch.zeros(dim_z, dtype=torch.float64))
         self.register_buffer("scale_tril", torch.eye(dim_z, dtype=torch.float64))
 

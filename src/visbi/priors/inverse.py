@@ -74,24 +74,32 @@ class Inverted(Transform):
         return self.forward.forward_shape(shape)
 
 
-def lasting(value: T) -> T:
+def lasting(value: T, *, caching: bool = True) -> T:
     """A copy of a transform or distribution in which every torch inverse is an `Inverted`.
+
+    Args:
+        value: the transform or distribution.
+        caching: whether transforms that cache go on to; what they hold now, a graph behind it, is dropped.
 
     >>> import pickle
     >>> log = pickle.loads(pickle.dumps(lasting(ExpTransform().inv)))
     >>> log(torch.ones(1))
     tensor([0.])
     """
-    return _lasting(value)
+    return _lasting(value, caching)
 
 
-def _lasting(value: Any) -> Any:
+def _lasting(value: Any, caching: bool) -> Any:
     if type(value) is _TorchInverse:
-        return Inverted(_lasting(value.inv))
+        return Inverted(_lasting(value.inv, caching))
     if isinstance(value, list):
-        return [_lasting(entry) for entry in value]
+        return [_lasting(entry, caching) for entry in value]
     if isinstance(value, Distribution | Transform) and not isinstance(value, nn.Module):
         out = copy.copy(value)  # its own partner is left out, and made again when asked for
-        out.__dict__.update({name: _lasting(entry) for name, entry in vars(out).items() if name != "_inv"})
+        entries = {name: entry for name, entry in vars(out).items() if name != "_inv"}
+        out.__dict__.update({name: _lasting(entry, caching) for name, entry in entries.items()})
+        if "_cached_x_y" in entries:
+            size = entries["_cache_size"] if caching else 0
+            out.__dict__.update(_cached_x_y=(None, None), _cache_size=size)
         return out
     return value

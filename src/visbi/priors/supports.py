@@ -89,6 +89,9 @@ def inside(support: constraints.Constraint, theta: Tensor) -> Tensor:
     >>> inside(torch.distributions.constraints.positive, torch.tensor([[1.0, 2.0], [1.0, -1.0]]))
     tensor([ True, False])
     """
+    if isinstance(support, constraints.cat):  # torch strings the factors' rows together
+        pieces = zip(support.cseq, theta.split(support.lengths, -1), strict=True)
+        return torch.stack([inside(factor, piece) for factor, piece in pieces]).all(0)
     mask = support.check(theta)
     extra = mask.ndim - (theta.ndim - 1)
     return mask.all(-1) if extra > 0 else mask

@@ -35,7 +35,7 @@ from visbi.priors.distributions import as_prior
 from visbi.priors.inverse import Inverted
 from visbi.priors.supports import bounds, has_support, inside, support_of
 
-__all__ = ["Coordinates", "coordinates", "mcmc_transform"]
+__all__ = ["Coordinates", "CoordinatesTransform", "coordinates", "mcmc_transform"]
 
 _DRAWS = 4096  # prior draws from which location and scale are read where no closed form exists
 _ROUND_TRIP = 1e-2  # relative to the prior's spread
@@ -97,7 +97,7 @@ class Coordinates(nn.Module):
 
     def transform(self) -> Transform:
         """The same map as a torch Transform, theta -> z."""
-        return _CoordinatesTransform(self)
+        return CoordinatesTransform(self)
 
     def _blocks(self) -> list[Block]:
         return list(self.blocks)  # type: ignore[arg-type]
@@ -107,7 +107,9 @@ class Coordinates(nn.Module):
         return super()._apply(fn, recurse)
 
 
-class _CoordinatesTransform(Transform):
+class CoordinatesTransform(Transform):
+    """theta -> z as a torch Transform."""
+
     codomain = constraints.real_vector
     bijective = True
 

@@ -13,8 +13,7 @@ from visbi.core.random import seeded
 from visbi.core.types import ZScore
 from visbi.priors import as_prior, coordinates
 from visbi.priors.blocks import AffineBlock, BijectionBlock, CdfBlock, UniformBlock
-from visbi.priors.transforms import Coordinates
-from visbi.priors.transforms import _CoordinatesTransform as CoordinatesTransform
+from visbi.priors.transforms import Coordinates, CoordinatesTransform
 from visbi.saving.modules import weights_of, with_weights
 
 __all__ = ["COORDINATES", "CoordinatesOfPrior"]
