@@ -22,6 +22,7 @@ from torch.distributions import Distribution, Transform
 from visbi.certificate.report import Report, certify
 from visbi.certificate.scores import proportionality
 from visbi.core.checks import finite_tensor, one_of, positive_int, violation
+from visbi.core.devices import move
 from visbi.core.random import seeded
 from visbi.core.types import LogDensity, Shape, ZScore
 from visbi.families.base import Family
@@ -35,6 +36,7 @@ from visbi.fitting.state import SingleFit, Untrained
 from visbi.potentials.base import BasePotential
 from visbi.potentials.custom import as_potential
 from visbi.priors.distributions import as_prior
+from visbi.priors.inverse import lasting
 from visbi.priors.transforms import coordinates
 
 __all__ = ["VIPosterior"]
@@ -461,11 +463,11 @@ class VIPosterior:
 
     def to(self, device: str | torch.device) -> "VIPosterior":
         """Move potential, prior, coordinates, q, x, the MAP and the optimiser's state to `device`. Returns self."""
-        from visbi.core.devices import move
-
         self._device = str(device)
+        shared = self.potential_fn.prior is self.prior
         self.potential_fn.to(device)
-        self.prior = move(self.prior, device)
+        moved = self.potential_fn.prior if shared else None
+        self.prior = move(self.prior, device) if moved is None else moved
         self._coords = self._coords.to(device)
         self._family = self._family.to(device)
         self._x = None if self._x is None else self._x.to(device)
@@ -543,7 +545,21 @@ class VIPosterior:
         posterior._x, posterior._map = parts.x, parts.map
         for name, attribute in _SAVED_OPTIONS.items():
             setattr(posterior, attribute, parts.options[name])
-        return posterior.to(posterior._device if device is None else device)
+        posterior._device, device = "cpu", posterior._device if device is None else device
+        return posterior if str(device) == "cpu" else posterior.to(device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(vars(self))
+        state["prior"] = lasting(self.prior)
+        state["potential_fn"] = potential = copy.copy(self.potential_fn)
+        potential.prior = state["prior"] if potential.prior is self.prior else lasting(potential.prior)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        was, now = torch.device(self._device), self._coords.low.device
+        if (was.type, was.index or 0) != (now.type, now.index or 0):  # torch.load(..., map_location=...)
+            self.to(now)
 
     def __repr__(self) -> str:
         state = self._state
