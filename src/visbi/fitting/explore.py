@@ -55,7 +55,7 @@ class Exploration:
         return self.z.mean(0), _covariance(self.z)
 
 
-def explore(target: Target, n: int = 1024) -> Exploration:
+def explore(target: Target, n: int = 512) -> Exploration:
     """Carry `n` particles from the prior to the posterior.
 
     Args:
@@ -101,6 +101,7 @@ def _next_beta(relative: Tensor, beta: float) -> float:
 
     def share(new: float) -> float:
         w = (new - beta) * relative
+        w = w - w.max()  # all of them may be huge and equal
         return float(torch.exp(2 * torch.logsumexp(w, 0) - torch.logsumexp(2 * w, 0))) / len(w)
 
     if share(1.0) >= _ESS:
