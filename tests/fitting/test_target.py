@@ -1,0 +1,109 @@
+"""The target in coordinates."""
+
+import math
+
+import pytest
+import torch
+from torch.distributions import MultivariateNormal
+
+from family_cases import box_prior, mixed_prior, positive_prior, real_prior, simplex_prior
+from visbi.fitting import target as module
+from visbi.fitting.target import Target, log_standard_normal
+from visbi.priors import coordinates
+
+
+def standard(dim):
+    return MultivariateNormal(torch.zeros(dim).double(), torch.eye(dim).double())
+
+
+def test_log_standard_normal():
+    z = torch.randn(4, 3, 5, dtype=torch.float64)
+    torch.testing.assert_close(log_standard_normal(z), standard(5).log_prob(z))
+
+
+@pytest.mark.parametrize("prior", [box_prior(3), real_prior(3)])
+def test_with_the_prior_as_potential_it_is_standard_normal(prior):
+    target = Target(prior.log_prob, coordinates(prior, z_score="structured"))
+    z = torch.randn(2, 7, 3, dtype=torch.float64)
+    value, gradient = target.value_and_gradient(z)
+    torch.testing.assert_close(value, log_standard_normal(z), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(gradient, -z, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(target.value(z), value)
+
+
+@pytest.mark.parametrize("prior", [positive_prior(2), mixed_prior(), simplex_prior(3)])
+def test_value_and_gradient_by_hand(prior):
+    coords = coordinates(prior)
+    target = Target(lambda theta: (3 * theta).sin().sum(-1), coords)
+    z = torch.randn(6, coords.dim_z, dtype=torch.float64)
+    value, gradient = target.value_and_gradient(z)
+    theta, ladj = coords.to_theta(z)
+    torch.testing.assert_close(value, (3 * theta).sin().sum(-1) + ladj)
+    for i in range(coords.dim_z):
+        step = torch.zeros_like(z)
+        step[:, i] = 1e-5
+        slope = (target.value(z + step) - target.value(z - step)) / 2e-5
+        torch.testing.assert_close(gradient[:, i], slope, rtol=1e-5, atol=1e-5)
+
+
+def test_counts_shapes_and_pieces(monkeypatch):
+    monkeypatch.setattr(module, "_BATCH", 4)
+    sizes = []
+
+    def log_p(theta):
+        sizes.append(len(theta))
+        return -theta.square().sum(-1)
+
+    target = Target(log_p, coordinates(standard(2)))
+    z = torch.randn(3, 5, 2, dtype=torch.float64)
+    value = target.value(z)
+    assert sizes == [4, 4, 4, 3] and value.shape == (3, 5)
+    torch.testing.assert_close(value, -z.square().sum(-1))
+    value, gradient = target.value_and_gradient(z[0])
+    assert sizes[4:] == [4, 1] and value.shape == (5,) and gradient.shape == (5, 2)
+    torch.testing.assert_close(gradient, -2 * z[0])
+    assert (target.n_values, target.n_gradients, target.n_nonfinite) == (15, 5, 0)
+    assert target.dim == 2
+
+
+def broken(theta):
+    """NaN, with a gradient that is NaN, in one quadrant, infinity in another."""
+    x, y = theta.unbind(-1)
+    root = torch.where((x < 0) & (y > 0), x, 0.0 * x + 1.0).sqrt() - 1.0
+    return torch.where((x < 0) & (y < 0), torch.inf, root - theta.square().sum(-1))
+
+
+def test_what_is_not_finite_is_low_flat_and_counted():
+    target = Target(broken, coordinates(standard(2)))
+    z = torch.tensor([[1.0, 1.0], [-1.0, 1.0], [-1.0, -1.0], [2.0, -1.0]], dtype=torch.float64)
+    value, gradient = target.value_and_gradient(z)
+    assert value.tolist() == [-2.0, -1e30, -1e30, -5.0] and target.n_nonfinite == 2
+    torch.testing.assert_close(gradient, torch.tensor([[-2.0, -2.0], [0, 0], [0, 0], [-4.0, 2.0]]).double())
+    assert target.value(z).tolist() == value.tolist() and target.n_nonfinite == 4
+
+
+def test_plus_infinity_is_not_a_maximum():
+    target = Target(lambda theta: torch.where(theta[:, 0] > 0, torch.inf, 0.0), coordinates(standard(1)))
+    assert target.value(torch.tensor([[1.0], [-1.0]]).double()).tolist() == [-1e30, 0.0]
+
+
+def test_a_finite_value_with_a_gradient_that_is_not():
+    target = Target(lambda theta: theta[:, 0].abs().sqrt(), coordinates(standard(1)))
+    value, gradient = target.value_and_gradient(torch.tensor([[0.0], [4.0]]).double())
+    assert value.tolist() == [0.0, 2.0] and gradient.tolist() == [[0.0], [0.25]]
+
+
+def test_gradients_are_found_even_where_they_are_switched_off():
+    target = Target(lambda theta: -theta.square().sum(-1), coordinates(standard(2)))
+    z = torch.ones(1, 2, dtype=torch.float64)
+    with torch.no_grad():
+        assert target.value_and_gradient(z)[1].tolist() == [[-2.0, -2.0]]
+        assert not torch.is_grad_enabled()
+    assert not z.requires_grad and not target.value(z.requires_grad_()).requires_grad
+
+
+def test_a_potential_in_float32():
+    target = Target(lambda theta: -theta.float().square().sum(-1), coordinates(standard(2)))
+    value, gradient = target.value_and_gradient(torch.full((1, 2), 0.1).double())
+    assert value.dtype == gradient.dtype == torch.float64
+    assert math.isclose(float(value), -0.02, rel_tol=1e-6)
