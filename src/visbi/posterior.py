@@ -1,7 +1,7 @@
 """`VIPosterior`: a posterior fitted by variational inference to a potential.
 
-The class is thin: it checks what comes in, keeps what belongs to one posterior (potential, prior, coordinates,
-family, state) and hands the work to the rooms of the house.
+The class is thin: it checks what comes in, keeps what belongs to one posterior (potential, prior,
+coordinates, family, state) and hands the work to the rooms of the house.
 
 References:
     Glöckler, Deistler, Macke: Variational methods for simulation-based inference. ICLR 2022.
@@ -58,9 +58,11 @@ class VIPosterior:
     Args:
         potential_fn: log p(theta | x) + const: a `BasePotential`, one of the `sbi` package, or a callable
             (theta (N, D), x_o) -> (N,).
-        prior: over theta, event_shape (D,); None takes the potential's, or that of a `VIPosterior` given as `q`.
-        q: the variational family: a name (`visbi.families.FAMILY_NAMES`), a Distribution with trainable parameters, a
-            `VIPosterior` to start from, or a callable (event_shape, link_transform, device) -> Distribution.
+        prior: over theta, event_shape (D,); None takes the potential's, or that of a `VIPosterior` given as
+            `q`.
+        q: the variational family: a name (`visbi.families.FAMILY_NAMES`), a Distribution with trainable
+            parameters, a `VIPosterior` to start from, or a callable (event_shape, link_transform, device) ->
+            Distribution.
         theta_transform: a map from the prior's support to R^d; None derives one from the prior.
         vi_method: the divergence: "rKL", "fKL", "IW" or "alpha".
         device: where everything lives.
@@ -79,7 +81,8 @@ class VIPosterior:
     >>> def potential(theta, x_o):
     ...     return -0.5 * ((theta - x_o) / 0.5).square().sum(-1)
     >>> posterior = VIPosterior(potential, prior, q="gaussian")
-    >>> posterior = posterior.train(torch.zeros(1, 2), learning_rate=0.05, max_num_iters=200, show_progress_bar=False)
+    >>> posterior = posterior.train(torch.zeros(1, 2), learning_rate=0.05, max_num_iters=200,
+    show_progress_bar=False)
     >>> posterior.report.status
     'ok'
     >>> posterior.sample((100,)).shape
@@ -122,7 +125,8 @@ class VIPosterior:
         if self._device != "cpu":
             self.to(self._device)
 
-    # -- what q is and how it is fitted -------------------------------------------------------------------------
+    # -- what q is and how it is fitted
+    # -------------------------------------------------------------------------
 
     @property
     def q(self) -> Family:
@@ -178,13 +182,16 @@ class VIPosterior:
         elif isinstance(q, Family | Distribution) or callable(q) or callable(getattr(q, "log_prob", None)):
             family = family_from(q, self._coords, parameters=parameters, modules=modules, device=self._device)
         else:
-            accepted = f"one of {', '.join(map(repr, FAMILY_NAMES))}, a Distribution, a VIPosterior or a callable"
+            accepted = (
+                f"one of {', '.join(map(repr, FAMILY_NAMES))}, a Distribution, a VIPosterior or a callable"
+            )
             raise ValueError(violation("q", accepted, repr(q)))
         self._family = family.to(self._device)
         self._state, self._map = Untrained(), None
         self._warm = isinstance(q, VIPosterior)  # a warm start is not moved back to the prior
 
-    # -- the observation ------------------------------------------------------------------------------------------
+    # -- the observation
+    # ------------------------------------------------------------------------------------------
 
     @property
     def default_x(self) -> Tensor | None:
@@ -208,7 +215,8 @@ class VIPosterior:
             raise ValueError(violation("x", "an observation (pass x or call set_default_x)", None))
         return self._x
 
-    # -- training -------------------------------------------------------------------------------------------------
+    # -- training
+    # -------------------------------------------------------------------------------------------------
 
     def train(
         self,
@@ -241,8 +249,10 @@ class VIPosterior:
             reset_optimizer: start with a fresh optimiser.
             show_progress_bar: show one.
             check_for_convergence: stop when the objective no longer improves.
-            quality_control, quality_control_metric: score q afterwards ("psis", "prop", "prop_prior"); a bad score warns.
-            **kwargs: `eps`, `retain_graph`, `optimizer`, `scheduler`, `alpha`, `K`, `stick_the_landing`, `dreg`,
+            quality_control, quality_control_metric: score q afterwards ("psis", "prop", "prop_prior"); a bad
+                score warns.
+            **kwargs: `eps`, `retain_graph`, `optimizer`, `scheduler`, `alpha`, `K`, `stick_the_landing`,
+                `dreg`,
                 `weight_transform`, `init`, `seed`: see `visbi.fitting.TrainOptions`.
 
         Raises:
@@ -298,7 +308,8 @@ class VIPosterior:
     def _log_prior(self, theta: Tensor) -> Tensor:
         return self.prior.log_prob(theta)
 
-    # -- using the fit --------------------------------------------------------------------------------------------
+    # -- using the fit
+    # --------------------------------------------------------------------------------------------
 
     def _fitted(self, x: Tensor | None) -> SingleFit:
         state = self._state
@@ -306,11 +317,17 @@ class VIPosterior:
             raise ValueError("This posterior has not been fitted yet: call train() first.")
         if x is not None and (state.x is None or not _same(_observation(x).to(self._device), state.x)):
             raise ValueError(
-                violation("x", "the observation that q was fitted to (call train(x) for another one)", "another observation")
+                violation(
+                    "x",
+                    "the observation that q was fitted to (call train(x) for another one)",
+                    "another observation",
+                )
             )
         return state
 
-    def sample(self, sample_shape: Shape = (), x: Tensor | None = None, show_progress_bars: bool = True) -> Tensor:
+    def sample(
+        self, sample_shape: Shape = (), x: Tensor | None = None, show_progress_bars: bool = True
+    ) -> Tensor:
         """Draws of q, (*sample_shape, D).
 
         Args:
@@ -324,7 +341,11 @@ class VIPosterior:
         return self._fitted(x).family.sample(torch.Size(sample_shape)).reshape(*sample_shape, -1)
 
     def sample_batched(
-        self, sample_shape: Shape, x: Tensor, max_sampling_batch_size: int = 10_000, show_progress_bars: bool = True
+        self,
+        sample_shape: Shape,
+        x: Tensor,
+        max_sampling_batch_size: int = 10_000,
+        show_progress_bars: bool = True,
     ) -> Tensor:
         """Draws for many observations, (*sample_shape, num_obs, D).
 
@@ -332,7 +353,8 @@ class VIPosterior:
             NotImplementedError: q was fitted to one observation.
         """
         raise NotImplementedError(
-            "This q belongs to one observation. Use train_amortized() and sample_batched, or fit many observations."
+            "This q belongs to one observation. Use train_amortized() before sample_batched(), "
+            "or fit many observations one by one."
         )
 
     def log_prob(self, theta: Tensor, x: Tensor | None = None, track_gradients: bool = False) -> Tensor:
@@ -364,14 +386,16 @@ class VIPosterior:
         show_progress_bars: bool = False,
         force_update: bool = False,
     ) -> Tensor:
-        """The maximum a posteriori, (1, D), by gradient ascent from the best of many starts; kept until x changes.
+        """The maximum a posteriori, (1, D), by gradient ascent from the best of many starts.
+
+        It is kept until x changes.
 
         Args:
             x: the observation; None uses the default one.
             num_iter, learning_rate, save_best_every: of the ascent.
             num_to_optimize: how many of the starts are followed.
-            init_method: "posterior" (or "proposal") and "prior" draw `num_init_samples` starts; a tensor (N, D) is
-                used as it is.
+            init_method: "posterior" (or "proposal") and "prior" draw `num_init_samples` starts; a tensor (N,
+                D) is used as it is.
             show_progress_bars: show one.
             force_update: search again although a value is kept.
 
@@ -402,7 +426,8 @@ class VIPosterior:
             return self.prior.sample(torch.Size([n]))
         return self.sample((n,))
 
-    # -- how good it is -------------------------------------------------------------------------------------------
+    # -- how good it is
+    # -------------------------------------------------------------------------------------------
 
     @property
     def trace(self) -> Trace:
@@ -422,8 +447,8 @@ class VIPosterior:
         """Score q, print the score and return the report.
 
         Args:
-            quality_control_metric: "psis" (k-hat of the importance weights), "prop" or "prop_prior" (is q proportional
-                to the potential at draws of q, of the prior).
+            quality_control_metric: "psis" (k-hat of the importance weights), "prop" or "prop_prior" (is q
+                proportional to the potential at draws of q, of the prior).
             N: number of draws.
         """
         one_of("quality_control_metric", quality_control_metric, QUALITY_METRICS)
@@ -459,10 +484,11 @@ class VIPosterior:
         if poor:
             warnings.warn(f"Quality of q: {score}. {report.sentence}", stacklevel=3)
 
-    # -- moving and printing --------------------------------------------------------------------------------------
+    # -- moving and printing
+    # --------------------------------------------------------------------------------------
 
     def to(self, device: str | torch.device) -> "VIPosterior":
-        """Move potential, prior, coordinates, q, x, the MAP and the optimiser's state to `device`. Returns self."""
+        """Move everything, cached values and the optimiser's state included, to `device`. Returns self."""
         self._device = str(device)
         shared = self.potential_fn.prior is self.prior
         self.potential_fn.to(device)
@@ -474,7 +500,9 @@ class VIPosterior:
         self._map = None if self._map is None else self._map.to(device)
         if isinstance(self._state, SingleFit):
             for entries in self._state.optimizer.state.values():
-                entries.update({k: v.to(device) if isinstance(v, Tensor) and v.ndim else v for k, v in entries.items()})
+                entries.update(
+                    {k: v.to(device) if isinstance(v, Tensor) and v.ndim else v for k, v in entries.items()}
+                )
             x = None if self._state.x is None else self._state.x.to(device)
             self._state = replace(self._state, x=x)
         return self
@@ -508,17 +536,22 @@ class VIPosterior:
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], *, device: str | torch.device | None = None, **what_cannot_be_stored: Any
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        device: str | torch.device | None = None,
+        **what_cannot_be_stored: Any,
     ) -> "VIPosterior":
-        """The posterior in a file that `save` wrote: the same draws from the same seed, and training goes on alike.
+        """The posterior in a file that `save` wrote: same draws from the same seed, trained on alike.
 
         Args:
             path: the file; code in it is never run.
             device: where to put it; None: where it was.
-            **what_cannot_be_stored: what the file lacks, as it was: `potential_fn`, `prior`, `theta_transform`, `q` (its
-                tensors are overwritten by the stored ones) with `parameters` or `modules`, `theta_embedding_net`,
-                `embedding_net`, `optimizer`, `scheduler`, `weight_transform` (the last three may be None, to do
-                without). The error that comes without them lists them.
+            **what_cannot_be_stored: what the file lacks, as it was: `potential_fn`, `prior`,
+                `theta_transform`, `q` (its tensors are overwritten by the stored ones) with `parameters` or
+                `modules`, `theta_embedding_net`, `embedding_net`, `optimizer`, `scheduler`,
+                `weight_transform` (the last three may be None, to do without). The error that comes without
+                them lists them.
 
         Raises:
             OSError: no such file.
@@ -563,7 +596,11 @@ class VIPosterior:
 
     def __repr__(self) -> str:
         state = self._state
-        fitted = "not fitted" if isinstance(state, Untrained) else f"fitted by {state.method} in {state.trace.num_iters} steps"
+        fitted = (
+            "not fitted"
+            if isinstance(state, Untrained)
+            else f"fitted by {state.method} in {state.trace.num_iters} steps"
+        )
         return f"VIPosterior(D={self._coords.dim_theta}, {fitted})"
 
     def _theta(self, theta: Any) -> Tensor:
@@ -571,7 +608,9 @@ class VIPosterior:
         theta = theta if theta.is_floating_point() else theta.to(self._coords.dtype)
         theta = theta[None] if theta.ndim == 1 else theta
         if theta.ndim != 2 or theta.shape[-1] != self._coords.dim_theta:
-            raise ValueError(violation("theta", f"shape (batch, {self._coords.dim_theta})", tuple(theta.shape)))
+            raise ValueError(
+                violation("theta", f"shape (batch, {self._coords.dim_theta})", tuple(theta.shape))
+            )
         return theta
 
 

@@ -5,16 +5,17 @@ autoregressive transform costs one pass of its network in one direction and d pa
 one-pass direction is the one that turns noise into z (an inverse autoregressive flow, Kingma et al. 2016).
 log q at arbitrary points then costs d passes, which only a user who asks for it pays.
 
-The vector v = d log q / dz at q's own draws, which path gradients need, is carried along while sampling instead
-of being found by inversion (Vaitl, Nicoli, Nakajima, Kessel 2022). For one layer y = f(x) with Jacobian J,
+The vector v = d log q / dz at q's own draws, which path gradients need, is carried along while sampling
+instead of being found by inversion (Vaitl, Nicoli, Nakajima, Kessel 2022). For one layer y = f(x) with
+Jacobian J,
 
     v_y = J^{-T} (v_x - grad_x log|det J|),   v_u = -u  at the base,
 
-and J of an autoregressive layer is triangular: J = diag(df/dx) + (df/dphi)(dphi/dx), with dphi/dx carried forward
-through the masked network as a product of its weight matrices.
+and J of an autoregressive layer is triangular: J = diag(df/dx) + (df/dphi)(dphi/dx), with dphi/dx carried
+forward through the masked network as a product of its weight matrices.
 
-Flows of which one direction is a closed form and the other a bisection but neither is autoregressive (Gaussianization)
-and coupling flows, one pass both ways, keep zuko's own direction or need no choice.
+Flows of which one direction is a closed form and the other a bisection but neither is autoregressive
+(Gaussianization) and coupling flows, one pass both ways, keep zuko's own direction or need no choice.
 """
 
 import math
@@ -95,7 +96,9 @@ class AutoregressiveBody(_FlowBody):
     True
     """
 
-    def __init__(self, dim: int, flow: Callable[..., Any], *, num_transforms: int, hidden_features: int) -> None:
+    def __init__(
+        self, dim: int, flow: Callable[..., Any], *, num_transforms: int, hidden_features: int
+    ) -> None:
         super().__init__(dim, flow(dim, transforms=num_transforms, hidden_features=[hidden_features] * 2))
 
     def draw(self, n: int, *, path: bool) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -115,7 +118,7 @@ def spline_flow(dim: int, *, bins: int = 8, **options: Any) -> Any:
 
 
 class GaussianizationBody(Body):
-    """Gaussianization flow (Meng et al. 2020): zuko's direction, data to noise in closed form, noise to data by bisection.
+    """Gaussianization flow (Meng et al. 2020): data to noise in closed form, noise to data by bisection.
 
     Each layer is a mixture cdf per entry and a rotation, so q is mixture-like in every direction it turns to.
     """
@@ -123,7 +126,7 @@ class GaussianizationBody(Body):
     def __init__(self, dim: int, *, num_transforms: int) -> None:
         super().__init__(dim)
         # float64: the inverse by bisection and the tails of erf lose too much in float32
-        self.flow = zuko.flows.GF(dim, transforms=num_transforms).double()
+        self.flow: Any = zuko.flows.GF(dim, transforms=num_transforms).double()
         with torch.no_grad():  # near the identity, components apart just enough to part ways
             for layer in self.flow.transform.transforms:
                 for phi, spread in zip(getattr(layer, "phi", ()), (0.3, 0.0), strict=False):
@@ -147,7 +150,10 @@ def _total(ladj: Tensor, like: Tensor) -> Tensor:
 
 def _shrink(layer: nn.Module) -> None:
     with torch.no_grad():
-        for network in (getattr(layer, "hyper", None), getattr(getattr(layer, "univariate", None), "integrand", None)):
+        for network in (
+            getattr(layer, "hyper", None),
+            getattr(getattr(layer, "univariate", None), "integrand", None),
+        ):
             if network is not None:
                 last = [m for m in network.modules() if hasattr(m, "weight")][-1]
                 last.weight.mul_(1e-2)
@@ -163,7 +169,9 @@ def _carry(layer: Any, x: Tensor, score: Tensor) -> tuple[Tensor, Tensor, Tensor
         return _carry_elementwise(layer(None), x, score)
     phi, pull = _masked_network(layer.hyper, x)
     phi = phi.unflatten(-1, (x.shape[1], -1))
-    entry = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()  # x as the entry, not by way of the network
+    entry = (
+        x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+    )  # x as the entry, not by way of the network
     transform = layer.univariate(*zuko.utils.unpack(phi, layer.shapes))
     y, ladj = transform.call_and_ladj(entry)
     y_phi, ladj_x, ladj_phi = _derivatives(transform, entry, phi, y, ladj)
@@ -172,7 +180,8 @@ def _carry(layer: Any, x: Tensor, score: Tensor) -> tuple[Tensor, Tensor, Tensor
         product = pull(y_phi, ladj_phi)
         rhs = score - product[:, -1] if ladj_x is None else score - ladj_x - product[:, -1]
         triangle = product[:, :-1] + torch.diag_embed(ladj.exp())
-        # entries are taken in ascending or in descending order, so J is lower or upper triangular as it stands
+        # entries are taken in ascending or in descending order, so J is lower or upper triangular as it
+        # stands
         ascending = bool(layer.order[0] <= layer.order[-1])
         score = torch.linalg.solve_triangular(triangle.mT, rhs[..., None], upper=ascending)[..., 0]
     return y, ladj.sum(-1), score
@@ -213,8 +222,9 @@ def _gradients(output: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor | Non
 def _masked_network(network: Any, x: Tensor) -> tuple[Tensor, Callable[[Tensor, Tensor], Tensor]]:
     """Output phi of a masked MLP (N, d P) with its graph, and the function that multiplies rows by dphi/dx.
 
-    That function takes (N, d, P), one row for each entry, and (N, d, P), one row in all, to (N, d + 1, d): the products of
-    the rows with the network's weights from the last to the first, each a single matrix product for all draws.
+    That function takes (N, d, P), one row for each entry, and (N, d, P), one row in all, to (N, d + 1, d):
+    the products of the rows with the network's weights from the last to the first, each a single matrix
+    product for all draws.
     """
     *hidden, last = network
     h, weights, slopes = x, [], []

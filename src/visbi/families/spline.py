@@ -5,9 +5,10 @@ Between knots (x0, y0) and (x1, y1) with slopes d0 and d1, s = (y1 - y0)/(x1 - x
     y     = y0 + (y1 - y0) (s t^2 + d0 t (1 - t)) / (s + (d0 + d1 - 2 s) t (1 - t))
     dy/dx = s^2 (2 s t (1 - t) + d0 (1 - t)^2 + d1 t^2) / (s + (d0 + d1 - 2 s) t (1 - t))^2,
 
-and the identity outside [-bound, bound]. Widths and heights of the bins are normalised exponentials of parameters that are
-softly clipped, so no bin vanishes and no maximum has to be subtracted. Both axes go through every operation together: the
-networks here are small and the number of operations is what a step costs.
+and the identity outside [-bound, bound]. Widths and heights of the bins are normalised exponentials of
+parameters that are softly clipped, so no bin vanishes and no maximum has to be subtracted. Both axes go
+through every operation together: the networks here are small and the number of operations is what a step
+costs.
 """
 
 import math
@@ -44,7 +45,6 @@ class RationalQuadraticSpline(Transform):
     domain = constraints.real
     codomain = constraints.real
     bijective = True
-    sign = 1
 
     def __init__(self, sizes: Tensor, slopes: Tensor) -> None:
         super().__init__()
@@ -52,6 +52,11 @@ class RationalQuadraticSpline(Transform):
         share = share * (2.0 * _BOUND / share.sum(-1, keepdim=True))
         self._knots = functional.pad(share.cumsum(-1) - _BOUND, (1, 0), value=-_BOUND)
         self._slopes = functional.pad(torch.exp(slopes / (1.0 + slopes.abs() / _CLIP)), (1, 1), value=1.0)
+
+    @property
+    def sign(self) -> int:
+        """+1, increasing."""
+        return 1
 
     def _bin(self, value: Tensor, axis: int) -> tuple[Tensor, ...]:
         """The bin that holds `value` on the axis: its corners and slopes."""

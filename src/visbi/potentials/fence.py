@@ -1,9 +1,11 @@
 r"""A potential kept to where its network has been trained.
 
-A learned likelihood is an extrapolation wherever no theta was simulated, and a sampler will find the places where the
-extrapolation is high. The fence is an ellipsoid around the training thetas, in the prior's coordinates z:
+A learned likelihood is an extrapolation wherever no theta was simulated, and a sampler will find the places
+where the extrapolation is high. The fence is an ellipsoid around the training thetas, in the prior's
+coordinates z:
 
-    U_fenced(theta) = U(theta) - (s max(0, m(z) - r))^2 / 2,   m(z) the Mahalanobis distance from the training set.
+    U_fenced(theta) = U(theta) - (s max(0, m(z) - r))^2 / 2,   m(z) the Mahalanobis distance from the
+    training set.
 
 Inside it nothing changes. A posterior that leans on the fence has not been simulated far enough.
 """

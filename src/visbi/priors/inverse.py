@@ -61,8 +61,11 @@ class Inverted(Transform):
     def __repr__(self) -> str:
         return f"Inverted({self.forward!r})"
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def _call(self, x: Tensor) -> Tensor:
         return self.forward._inv_call(x)  # type: ignore[return-value]
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return self.forward(y)  # type: ignore[return-value]
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         return -self.forward.log_abs_det_jacobian(y, x)
