@@ -7,6 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from visbi.certificate import Report
+    from visbi.estimators import fit_likelihood, fit_ratio
     from visbi.posterior import VIPosterior
     from visbi.potentials import (
         BasePotential,
@@ -15,17 +17,24 @@ if TYPE_CHECKING:
         ratio_estimator_based_potential,
     )
     from visbi.priors import BoxUniform, MultipleIndependent, TruncatedNormal, mcmc_transform
+    from visbi.rounds import infer
+    from visbi.simulators import simulate
 
 __all__ = [
     "BasePotential",
     "BoxUniform",
     "CustomPotential",
     "MultipleIndependent",
+    "Report",
     "TruncatedNormal",
     "VIPosterior",
+    "fit_likelihood",
+    "fit_ratio",
+    "infer",
     "likelihood_estimator_based_potential",
     "mcmc_transform",
     "ratio_estimator_based_potential",
+    "simulate",
 ]
 
 __version__ = "0.1.0"
@@ -35,11 +44,16 @@ _HOME = {
     "BoxUniform": "visbi.priors",
     "CustomPotential": "visbi.potentials",
     "MultipleIndependent": "visbi.priors",
+    "Report": "visbi.certificate",
     "TruncatedNormal": "visbi.priors",
     "VIPosterior": "visbi.posterior",
+    "fit_likelihood": "visbi.estimators",
+    "fit_ratio": "visbi.estimators",
+    "infer": "visbi.rounds",
     "likelihood_estimator_based_potential": "visbi.potentials",
     "mcmc_transform": "visbi.priors",
     "ratio_estimator_based_potential": "visbi.potentials",
+    "simulate": "visbi.simulators",
 }
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from visbi.core.random import seeded
-from visbi.infer import Inference, Round, infer
+from visbi.rounds import Inference, Round, infer
 from visbi.plots import pair_plot, predictive_band, trace_plot
 from visbi.posterior import VIPosterior
 from visbi.simulators.zoo import lynx_hare
