@@ -1,7 +1,8 @@
 """theta in the coordinates of its prior, as the network's first layer.
 
-A wide prior with positive rates and scales puts most of a standardised theta into a corner; in the coordinates in which the
-prior is standard normal the network sees parameters on the scale on which they were drawn.
+A wide prior with positive rates and scales puts most of a standardised theta into a corner; in the
+coordinates in which the prior is standard normal the network sees parameters on the scale on which they were
+drawn.
 """
 
 from torch import Tensor, nn

@@ -14,8 +14,8 @@ from visbi.families.base import Body
 __all__ = ["GaussianBody"]
 
 # Parameters are kept in tenths of what they stand for: an optimiser tuned for the weights of networks then
-# moves a mean or a log-scale by .01 a step at the learning rate of .001, and reaches a posterior e^-8 times its
-# prior's width.
+# moves a mean or a log-scale by .01 a step at the learning rate of .001, and reaches a posterior e^-8 times
+# its prior's width.
 _UNIT = 10.0
 
 
