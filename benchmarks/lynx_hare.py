@@ -1,8 +1,8 @@
 """Two fits of the lynx-hare posterior beside long NUTS: from the exact likelihood and from simulations alone.
 
-For each seed and parameter: how far the mean is off, in units of the reference's sd, and the ratio of the sds,
-from 100,000 draws of q as it is, without importance weights. Both fits are those of `visbi demo`. The reference,
-`data/lynx_hare_reference.json`, is made by `reference_lynx_hare.py`.
+For each seed and parameter: how far the mean is off, in units of the reference's sd, and the ratio of the sds.
+Both come from 100,000 draws of q as it is, without importance weights. Both fits are those of `visbi demo`. The
+reference, `data/lynx_hare_reference.json`, is made by `reference_lynx_hare.py`.
 
     make lynx-hare
 """
@@ -107,13 +107,13 @@ def page(result: dict[str, Any], reference: dict[str, Any]) -> str:
         "# Lynx and hare: visbi beside long NUTS",
         "",
         "Posterior of 8 parameters. Mean off: (mean of q - mean of NUTS) / sd of NUTS. "
-        f"Ratio: sd of q / sd of NUTS. {DRAWS} draws of q for each row, without importance weights; their noise and "
-        "the reference's is about 0.006 sd.",
-        f"Reference: {reference['chains']} NUTS chains of {reference['draws_per_chain']} draws; log-evidence of the "
-        f"log counts {evidence['value_of_log_counts']:.3f} +- {evidence['standard_error']:.3f}.",
+        f"Ratio: sd of q / sd of NUTS. {DRAWS} draws of q for each row, without importance weights; "
+        "their noise and the reference's is about 0.006 sd. Seconds: simulating, learning, fitting, certifying.",
+        f"Reference: {reference['chains']} NUTS chains of {reference['draws_per_chain']} draws; "
+        f"log-evidence of the log counts {evidence['value_of_log_counts']:.3f} +- {evidence['standard_error']:.3f}.",
         f"{versions}; commit {result['commit']}, {tree}; {result['machine']}: {result['processor']}, "
-        f"{result['cores']} cores; one thread; {result['when']}; load average {result['load_before']:.1f} before, "
-        f"{result['load_after']:.1f} after.",
+        f"{result['cores']} cores; one thread; {result['when']}; load average "
+        f"{result['load_before']:.1f} before, {result['load_after']:.1f} after.",
         f"Settings: {result['settings']}.",
         "",
         "| likelihood | seed | simulations | seconds | worst mean off | worst ratio of sd "
@@ -125,17 +125,18 @@ def page(result: dict[str, Any], reference: dict[str, Any]) -> str:
         lines.append(
             f"| {FITS[row['fit']]} | {row['seed']} | {row['simulations'] or '-'} | {row['seconds']:.0f} "
             f"| {row['worst_mean_off']:+.3f} | {row['worst_sd_ratio']:.3f} "
-            f"| {report['status']} | {report['khat']:.2f} | {100 * report['ess_fraction']:.0f} | {report['log_evidence']:.3f} |"
+            f"| {report['status']} | {report['khat']:.2f} | {100 * report['ess_fraction']:.0f} "
+            f"| {report['log_evidence']:.3f} |"
         )
     for kind, extreme in result["worst"].items():
         lines.append(
-            f"| **{FITS[kind]}** | **all** | | | **{extreme['mean_off']:+.3f}** | **{extreme['sd_ratio']:.3f}** "
-            "| | | | |"
+            f"| **{FITS[kind]}** | **all** | | "
+            f"| **{extreme['mean_off']:+.3f}** | **{extreme['sd_ratio']:.3f}** | | | | |"
         )
     lines += ["", _verdict(result["worst"]), ""]
     lines += [
-        "Status, k-hat, ESS and log-evidence belong to the likelihood that q was fitted to; where it was learnt, they "
-        "do not say how well it was learnt.",
+        "Status, k-hat, ESS and log-evidence belong to the likelihood that q was fitted to; where it was learnt, "
+        "they do not say how well it was learnt.",
         "",
     ]
     for kind in result["worst"]:

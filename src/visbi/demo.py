@@ -123,8 +123,7 @@ def exact_posterior(task: Task, effort: Effort, *, seed: int = 0, show_progress_
     def potential(theta: Tensor, x_o: Tensor | None) -> Tensor:
         return log_likelihood(theta, x_o) + task.prior.log_prob(theta)  # type: ignore[arg-type]
 
-    posterior = VIPosterior(potential, task.prior, q=effort.q)
-    return posterior.train(
+    posterior = VIPosterior(potential, task.prior, q=effort.q).train(
         task.x_o,
         init="explore",
         max_num_iters=effort.max_num_iters,
@@ -132,6 +131,9 @@ def exact_posterior(task: Task, effort: Effort, *, seed: int = 0, show_progress_
         seed=seed,
         show_progress_bar=show_progress_bar,
     )
+    with seeded(seed):
+        _ = posterior.report  # made on first use: here, under the seed
+    return posterior
 
 
 def compare(task: Task, inference: Inference, exact: VIPosterior, *, seed: int = 0) -> str:

@@ -165,6 +165,7 @@ def infer(
         posterior = _fit(LikelihoodPotential(learnt.estimator, prior), fence, x_o, q, keywords)
         with seeded(fit_seed):
             draws = posterior.sample((4 * n,))
+            _ = posterior.report  # made on first use: here, under the seed
         rounds.append(Round(new, len(theta), learnt, posterior, 1.0 - float(fence.inside(draws).double().mean())))
         guess = coords.to_z(draws)[0]
         if on_round is not None:
