@@ -15,6 +15,7 @@ from torch.distributions import Distribution, Independent, Uniform, constraints
 from visbi.core.checks import violation
 from visbi.core.devices import move
 from visbi.core.types import Shape
+from visbi.priors.supports import product_of
 
 __all__ = ["BoxUniform", "MultipleIndependent", "as_prior"]
 
@@ -129,8 +130,7 @@ class MultipleIndependent(Distribution):
     @constraints.dependent_property(is_discrete=False, event_dim=1)
     def support(self) -> constraints.Constraint:  # type: ignore[override]
         """The product of the factors' supports."""
-        supports = [d.support for d in self.dists]
-        return constraints.cat(supports, dim=-1, lengths=self.dims)  # type: ignore[arg-type]
+        return product_of([d.support for d in self.dists], self.dims)  # type: ignore[misc]
 
 
 def _as_factor(index: int, dist: Any) -> Distribution:
@@ -174,6 +174,8 @@ def as_prior(prior: Any, name: str = "prior") -> Distribution:
     batch, event = getattr(prior, "batch_shape", torch.Size()), getattr(prior, "event_shape", None)
     if event is None:
         raise TypeError(violation(name, "a Distribution with `event_shape`", type(prior).__name__))
+    if isinstance(prior, type):
+        raise TypeError(violation(name, "a Distribution", f"the class {prior.__name__}"))
     if len(event) == 1 and len(batch) == 0:
         return prior
     if len(event) == 0 and (len(batch) == 0 or tuple(batch) == (1,)):

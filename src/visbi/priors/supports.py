@@ -9,7 +9,36 @@ from torch.distributions import Distribution, Transform, biject_to, constraints
 from visbi.core.checks import violation
 from visbi.priors.simplex import StickBreaking
 
-__all__ = ["bijection_to", "bounds", "has_support", "inside", "support_of"]
+__all__ = ["Product", "bijection_to", "bounds", "has_support", "inside", "product_of", "support_of"]
+
+
+class Product(constraints.cat):
+    """`constraints.cat` over factors that are checked as a whole, such as a simplex.
+
+    torch strings the verdicts of such factors together along the batch.
+    """
+
+    def check(self, value: Tensor) -> Tensor:
+        return inside(self, value)
+
+
+def product_of(supports: list[constraints.Constraint], lengths: list[int]) -> constraints.Constraint:
+    """The support of vectors whose consecutive pieces, of these lengths, lie in `supports`.
+
+    >>> positive, real = constraints.independent(constraints.positive, 1), constraints.real_vector
+    >>> product_of([positive, real], [1, 2]).check(torch.tensor([[1.0, 2, 3], [-1, 2, 3]])).tolist()
+    [True, False]
+    """
+    entries = [_entrywise(support) for support in supports]
+    if all(entry.event_dim == 0 for entry in entries):
+        return constraints.independent(constraints.cat(entries, dim=-1, lengths=lengths), 1)
+    return Product(supports, dim=-1, lengths=lengths)
+
+
+def _entrywise(support: constraints.Constraint) -> constraints.Constraint:
+    """The same constraint as one on each entry, where it is one."""
+    base = getattr(support, "base_constraint", None)
+    return _entrywise(base) if isinstance(support, constraints.independent) and base is not None else support
 
 
 def support_of(prior: Distribution) -> constraints.Constraint:

@@ -128,8 +128,13 @@ class TruncatedNormal(Distribution):
 
     def _standardised(self) -> tuple[Tensor, Tensor]:
         """The bounds in units of `scale` from `loc`."""
-        loc, scale = self.loc.double(), self.scale.double()
-        return (self.low.double() - loc) / scale, (self.high.double() - loc) / scale
+        return self._unit(self.low.double()), self._unit(self.high.double())
+
+    def _unit(self, end: Tensor) -> Tensor:
+        infinite = end.isinf()
+        loc = self.loc.double()
+        # infinity divided by a scale has no gradient with respect to it
+        return torch.where(infinite, end, (torch.where(infinite, loc, end) - loc) / self.scale.double())
 
     def _bounds(self) -> tuple[Tensor, Tensor, Tensor]:
         """The same, mirrored to the lower tail where they lie in the upper one, and the sign used."""
@@ -171,7 +176,7 @@ def _ndtri_exp(log_p: Tensor) -> Tensor:
         s = -torch.sqrt(-2 * log_p.clamp_max(_LOG_SMALL))
         for _ in range(_NEWTON_STEPS):
             s = s - (torch.special.log_ndtr(s) - log_p) / _slope(s)
-        t = torch.where(log_p < _LOG_SMALL, s, t)
+        t = torch.where(log_p < _LOG_SMALL, torch.where(log_p.isinf(), -math.inf, s), t)
         finite = torch.isfinite(t)
         slope = torch.where(finite, _slope(t), 1.0)
     return t + torch.where(finite, log_p - log_p.detach(), 0.0) / slope
