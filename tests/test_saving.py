@@ -29,6 +29,7 @@ from visbi.estimators.prior_coordinates import PriorCoordinates
 from visbi.estimators.ratio import RatioConfig
 from visbi.families import FAMILY_NAMES
 from visbi.potentials import BasePotential, CustomPotential, LikelihoodPotential, RatioPotential
+from visbi.potentials.fence import Fence, FencedPotential
 from visbi.priors import BoxUniform, MultipleIndependent, TruncatedNormal, coordinates, mcmc_transform
 from visbi.priors.inverse import Inverted
 from visbi.priors.simplex import StickBreaking
@@ -567,6 +568,11 @@ def embedding(width: int = 3) -> nn.Module:
         return nn.Sequential(nn.Linear(2, width), nn.BatchNorm1d(width), nn.Tanh())
 
 
+def a_fence() -> Fence:
+    with seeded(0):
+        return Fence(coordinates(box()), 0.3 * torch.randn(100, 2), share=0.5)
+
+
 STORABLE: dict[str, Callable[[], BasePotential]] = {
     "likelihood": lambda: LikelihoodPotential(likelihood(), box()),
     "ratio": lambda: RatioPotential(ratio(), box()),
@@ -575,6 +581,7 @@ STORABLE: dict[str, Callable[[], BasePotential]] = {
     "in prior coordinates": lambda: LikelihoodPotential(
         likelihood(PriorCoordinates(coordinates(box()))), box()
     ),
+    "fenced": lambda: FencedPotential(LikelihoodPotential(likelihood(), box()), a_fence()),
     "float64": lambda: LikelihoodPotential(likelihood().double(), BoxUniform(two(-2, -2), two(2, 2))),
 }
 
@@ -910,3 +917,55 @@ def test_no_warnings_on_the_way(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         reload(trained(learned(q="maf")), tmp_path)
+
+
+# -- files of older versions ---------------------------------------------------------------
+
+OLD = Path(__file__).parent / "data" / "format_1"
+FACTS: dict[str, dict[str, Any]] = json.loads((OLD / "facts.json").read_text())
+
+
+def old_potential(theta: Tensor, x_o: Tensor) -> Tensor:
+    return -2 * (theta[:, :2] - x_o).square().sum(-1)
+
+
+def from_old(name: str) -> VIPosterior:
+    given: dict[str, Any] = {}
+    if name not in ("maf", "sospf", "gaussian_diag"):
+        given["potential_fn"] = old_potential
+    if name == "users_q":
+        given["q"] = build
+    return VIPosterior.load(OLD / f"{name}.visbi", **given)
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_files_of_format_1_say_what_they_said(name: str) -> None:
+    posterior, facts = from_old(name), FACTS[name]
+    theta = torch.tensor(facts["theta"], dtype=posterior.prior.sample().dtype)
+    said = {
+        "log_prior": posterior.prior.log_prob(theta),
+        "log_q": posterior.q.log_prob(theta),
+        "potential": posterior.potential(theta, X),
+        "theta_of_z": posterior.link_transform(torch.tensor(facts["z"])),
+    }
+    for key, value in said.items():
+        torch.testing.assert_close(value.double(), torch.tensor(facts[key]).double(), rtol=1e-4, atol=1e-4)
+    assert (repr(posterior), posterior.vi_method) == (facts["described"], facts["method"])
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_files_of_format_1_train_on(name: str) -> None:
+    posterior = from_old(name)
+    before = [t.detach().clone() for t in posterior.q.trainable()]
+    trained(posterior)
+    assert any(not torch.equal(a, b) for a, b in zip(before, posterior.q.trainable(), strict=True))
+
+
+def test_a_file_of_format_1_holds_all_state() -> None:
+    posterior = from_old("maf")
+    assert posterior.trace.num_iters == 3
+    assert posterior.report.n_draws == 50_000
+    assert posterior._map is not None
+    assert posterior._state.optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * 0.999**3)
+    with zipfile.ZipFile(OLD / "maf.visbi") as file:
+        assert json.loads(file.read("manifest.json"))["format_version"] == 1

@@ -3,7 +3,7 @@
 Plain values stand for themselves. Everything else becomes a JSON object whose "is" says what it is:
 
     float     inf, -inf, nan
-    tuple, size, dict     with their items; dict keys may be any of these values
+    tuple, size, dict     with their items; a dict whose keys are not strings as a list of pairs
     dtype     of torch, by name
     tensor    by the name of its entry among the tensors
     name      something that a `Vocabulary` lists by name, such as an optimiser's class
@@ -127,8 +127,8 @@ class Encoder:
         optional: keywords of the others.
 
     >>> encoder = Encoder(Vocabulary())
-    >>> encoder.encode({"a": torch.ones(2), "b": math.inf}, "x")["items"][1]
-    ['b', {'is': 'float', 'value': 'inf'}]
+    >>> encoder.encode({"a": torch.ones(2), "b": math.inf}, "x")["items"]["b"]
+    {'is': 'float', 'value': 'inf'}
     >>> list(encoder.tensors)
     ['x.a']
     """
@@ -174,16 +174,20 @@ class Encoder:
         if isinstance(value, torch.dtype):
             return {"is": "dtype", "name": str(value).removeprefix("torch.")}
         if isinstance(value, dict):
-            items = [
-                [self.encode(k, f"{path}.keys"), self.encode(v, f"{path}.{k}")] for k, v in value.items()
-            ]
-            return {"is": "dict", "items": items}
+            return {"is": "dict", "items": self._items(value, path)}
         if type(value) not in (list, tuple, torch.Size):
             raise Unstorable(described(value))
         items = [self.encode(entry, f"{path}.{index}") for index, entry in enumerate(value)]
         if type(value) is list:
             return items
         return {"is": "size" if isinstance(value, torch.Size) else "tuple", "items": items}
+
+    def _items(self, value: dict[Any, Any], path: str) -> Any:
+        if all(type(key) is str for key in value):
+            return {key: self.encode(entry, f"{path}.{key}") for key, entry in value.items()}
+        return [
+            [self.encode(key, f"{path}.keys"), self.encode(v, f"{path}.{key}")] for key, v in value.items()
+        ]
 
     def _object(self, value: Any, path: str) -> Any:
         if id(value) in self._seen:
@@ -269,7 +273,9 @@ class Decoder:
         if what == "dtype":
             return _DTYPES[value["name"]]
         if what == "dict":
-            return {self.decode(k): self.decode(v) for k, v in value["items"]}
+            items = value["items"]
+            pairs = items.items() if isinstance(items, dict) else items
+            return {self.decode(key): self.decode(entry) for key, entry in pairs}
         if what == "tuple":
             return tuple(self.decode(entry) for entry in value["items"])
         if what == "size":

@@ -17,6 +17,7 @@ from visbi.estimators.prior_coordinates import PriorCoordinates
 from visbi.estimators.ratio import RatioConfig
 from visbi.potentials import CustomPotential, LikelihoodPotential, RatioPotential, as_potential
 from visbi.potentials.base import BasePotential
+from visbi.potentials.fence import Fence, FencedPotential
 from visbi.priors import as_prior
 from visbi.saving.modules import dataclass_kind, weights_of, with_weights
 
@@ -121,7 +122,36 @@ def _potential(cls: type, estimator: str) -> Kind:
     return Kind(cls.__name__, cls, fields, build)
 
 
+def _fence(**fields: Any) -> Fence:
+    fence = Fence.__new__(Fence)  # its training set is not kept
+    vars(fence).update(fields)
+    return fence
+
+
+def _fenced(inner: BasePotential, fence: Fence, x_o: Tensor | None, x_is_iid: bool) -> FencedPotential:
+    potential = FencedPotential(inner, fence)
+    potential.set_x(x_o, x_is_iid)
+    return potential
+
+
 POTENTIALS = (
+    Kind(
+        "Fence",
+        Fence,
+        lambda f: {"coords": f.coords, "loc": f.loc, "tril": f.tril, "radius": f.radius},
+        _fence,
+    ),
+    Kind(
+        "FencedPotential",
+        FencedPotential,
+        lambda p: {
+            "inner": p.inner,
+            "fence": p.fence,
+            "x_o": p.return_x_o(),
+            "x_is_iid": p.x_is_iid,
+        },
+        _fenced,
+    ),
     _potential(LikelihoodPotential, "likelihood_estimator"),
     _potential(RatioPotential, "ratio_estimator"),
     dataclass_kind(UsersPotential),
