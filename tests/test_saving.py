@@ -208,6 +208,26 @@ def test_elsewhere(tmp_path: Path) -> None:
     assert back.default_x.device.type == "meta"
 
 
+def test_a_device_that_is_not_here(tmp_path: Path) -> None:
+    trained(learned()).save(tmp_path / "p.visbi")
+    moved = changed(tmp_path / "p.visbi", lambda c: c["options"]["items"].update(device="cuda:77"))
+    with pytest.raises(ValueError, match=r"`device`: expected .*pass device='cpu'.*got 'cuda:77'"):
+        VIPosterior.load(moved)
+    assert VIPosterior.load(moved, device="cpu").sample((2,)).shape == (2, 2)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_to_a_gpu_and_back(tmp_path: Path) -> None:
+    posterior = trained(learned(q="maf", device="cuda:0"), x=X.to("cuda:0"))
+    back = reload(posterior, tmp_path)
+    theta = posterior.sample((20,))
+    assert back.default_x.device == torch.device("cuda:0")
+    assert torch.equal(back.log_prob(theta), posterior.log_prob(theta))
+    here = VIPosterior.load(tmp_path / "p.visbi", device="cpu")
+    torch.testing.assert_close(here.log_prob(theta.cpu()), posterior.log_prob(theta).cpu())
+    trained(here)
+
+
 # -- optimisers ----------------------------------------------------------------------------
 
 

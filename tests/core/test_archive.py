@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from visbi.core.archive import FORMAT_VERSION, Archive, ArchiveError, read_archive, write_archive
 from visbi.core.encoding import Decoder, Encoder, Given, Kind, Otherwise, Unstorable, Vocabulary
@@ -31,10 +33,10 @@ PAIR = Kind("Pair", Pair, vars, Pair)
 WORDS = Vocabulary(kinds=(PAIR,), names={"sqrt": math.sqrt})
 
 
-def there_and_back(value: Any, given: dict[str, Any] | None = None) -> Any:
+def there_and_back(value: Any) -> Any:
     encoder = Encoder(WORDS)
     text = json.dumps(encoder.encode(value, "value"), allow_nan=False)
-    return Decoder(WORDS, encoder.tensors, given or {}).decode(json.loads(text))
+    return Decoder(WORDS, encoder.tensors, {}).decode(json.loads(text))
 
 
 def example() -> Archive:
@@ -97,6 +99,20 @@ def test_values_come_back_equal_and_of_the_same_type(value: Any) -> None:
     back = there_and_back(value)
     assert back == value
     assert type(back) is type(value)
+
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: (
+        st.lists(inner) | st.lists(inner).map(tuple) | st.dictionaries(st.text() | st.integers(), inner)
+    ),
+    max_leaves=20,
+)
+
+
+@given(PLAIN)
+def test_any_nesting_of_plain_values_comes_back(value: Any) -> None:
+    assert repr(there_and_back(value)) == repr(value)
 
 
 def test_nan_comes_back() -> None:
