@@ -21,6 +21,7 @@ from torch.distributions import Distribution, Transform
 
 from visbi.certificate.report import Report, certify
 from visbi.certificate.scores import proportionality
+from visbi.certificate.weights import MIN_DRAWS
 from visbi.core.checks import finite_tensor, one_of, positive_int, violation
 from visbi.core.devices import move
 from visbi.core.random import seeded
@@ -49,6 +50,7 @@ _SAVED_OPTIONS = {  # plain values by their names in a file
     "warm": "_warm",
     **{name: name for name in ("num_transforms", "hidden_features", "z_score_theta", "z_score_x")},
 }
+_PROPORTIONAL = 0.8  # r^2 below which a score of proportionality is poor
 _BATCH = 16_384  # potentials are evaluated in pieces of this many theta
 
 
@@ -81,8 +83,8 @@ class VIPosterior:
     >>> def potential(theta, x_o):
     ...     return -0.5 * ((theta - x_o) / 0.5).square().sum(-1)
     >>> posterior = VIPosterior(potential, prior, q="gaussian")
-    >>> posterior = posterior.train(torch.zeros(1, 2), learning_rate=0.05, max_num_iters=200,
-    show_progress_bar=False)
+    >>> options = dict(learning_rate=0.05, max_num_iters=200, show_progress_bar=False)
+    >>> posterior = posterior.train(torch.zeros(1, 2), **options)
     >>> posterior.report.status
     'ok'
     >>> posterior.sample((100,)).shape
@@ -118,10 +120,13 @@ class VIPosterior:
         self.z_score_x: ZScore = one_of("z_score_x", z_score_x, ("none", "independent", "structured"))  # type: ignore[assignment]
         self._coords = coordinates(self.prior, z_score=z_score_theta, theta_transform=theta_transform)
         self._state: Untrained | SingleFit = Untrained()
-        self._x: Tensor | None = self.potential_fn.return_x_o()
+        x_o = self.potential_fn.return_x_o()
+        self._x: Tensor | None = None if x_o is None else _observation(x_o)
         self._map: Tensor | None = None
         self.set_vi_method(vi_method)
         self.set_q(q, parameters=parameters, modules=modules)
+        if vi_method != METHODS[0]:  # asked for: stands above that of a posterior given as q
+            self.set_vi_method(vi_method)
         if self._device != "cpu":
             self.to(self._device)
 
@@ -169,13 +174,24 @@ class VIPosterior:
     ) -> None:
         """Choose the variational family; see the class for what `q` may be.
 
-        A `VIPosterior` given as `q` lends a copy of its weights; the two share nothing afterwards.
+        A `VIPosterior` given as `q` lends a copy of its weights, with its coordinates and its divergence; the
+        two share nothing afterwards.
+
+        Raises:
+            ValueError: an unknown name, another D than the prior's, nothing to train, or `parameters` or
+                `modules` for a q that brings its own.
         """
+        if isinstance(q, str | VIPosterior | Family) and (parameters is not None or modules is not None):
+            name = "modules" if parameters is None else "parameters"
+            raise ValueError(violation(name, "None, since this q brings its own", "some"))
         if isinstance(q, str):
             family: Family = named_family(
                 q, self._coords, num_transforms=self.num_transforms, hidden_features=self.hidden_features
             )
         elif isinstance(q, VIPosterior):
+            if q._family.event_shape != self.prior.event_shape:
+                expected = f"a posterior over {self.prior.event_shape[0]} parameters, as the prior"
+                raise ValueError(violation("q", expected, q._family.event_shape[0]))
             self._coords = copy.deepcopy(q._coords)
             self._method = q._method
             family = copy.deepcopy(q._family)
@@ -280,7 +296,8 @@ class VIPosterior:
         x = self._x_or_default(x)
         with seeded(options.seed):
             self._fit(x, options)
-            self._x, self._map = x, None
+            self._map = self._map if _same(x, self._x) else None
+            self._x = x
             if options.quality_control:
                 self._quality_control(options.quality_control_metric)
         return self
@@ -311,11 +328,16 @@ class VIPosterior:
     # -- using the fit
     # --------------------------------------------------------------------------------------------
 
-    def _fitted(self, x: Tensor | None) -> SingleFit:
-        state = self._state
-        if isinstance(state, Untrained):
+    def _last_fit(self) -> SingleFit:
+        if isinstance(self._state, Untrained):
             raise ValueError("This posterior has not been fitted yet: call train() first.")
-        if x is not None and (state.x is None or not _same(_observation(x).to(self._device), state.x)):
+        return self._state
+
+    def _fitted(self, x: Tensor | None) -> SingleFit:
+        """The fit, if it is one to x, or to the default x where none is given."""
+        state = self._last_fit()
+        x = self._x if x is None else _observation(x).to(self._device)
+        if x is not None and not _same(x, state.x):
             raise ValueError(
                 violation(
                     "x",
@@ -336,9 +358,10 @@ class VIPosterior:
             show_progress_bars: unused, drawing is one call.
 
         Raises:
-            ValueError: before `train()`, or for another x.
+            ValueError: before `train()`, or for another x, be it the default one.
+            TypeError: `sample_shape` is no shape.
         """
-        return self._fitted(x).family.sample(torch.Size(sample_shape)).reshape(*sample_shape, -1)
+        return self._fitted(x).family.sample(_shape(sample_shape))
 
     def sample_batched(
         self,
@@ -424,7 +447,7 @@ class VIPosterior:
         one_of("init_method", init_method, ("proposal", "posterior", "prior"))
         if init_method == "prior":
             return self.prior.sample(torch.Size([n]))
-        return self.sample((n,))
+        return self._last_fit().family.sample((n,))
 
     # -- how good it is
     # -------------------------------------------------------------------------------------------
@@ -432,12 +455,12 @@ class VIPosterior:
     @property
     def trace(self) -> Trace:
         """How the objective went during the last fit."""
-        return self._fitted(None).trace
+        return self._last_fit().trace
 
     @property
     def report(self) -> Report:
         """The certificate of the last fit; made on first use."""
-        state = self._fitted(None)
+        state = self._last_fit()
         if state.report is None:
             state = replace(state, report=self._certify(_CERTIFICATE_DRAWS))
             self._state = state
@@ -452,24 +475,27 @@ class VIPosterior:
             N: number of draws.
         """
         one_of("quality_control_metric", quality_control_metric, QUALITY_METRICS)
-        positive_int("N", N)
+        N = positive_int("N", N)
+        if N < MIN_DRAWS:
+            raise ValueError(violation("N", f"at least {MIN_DRAWS} draws", N))
         report = self._certify(N)
         if quality_control_metric == "psis":
             print(f"k-hat {report.khat:.3f} ({report.status}): {report.sentence}")
         else:
             score = self._proportionality(quality_control_metric, N)
-            print(f"{quality_control_metric} r^2 {score:.3f} (1 is best): {report.sentence}")
+            report = replace(report, proportionality=score)
+            print(f"{quality_control_metric} r^2 {score:.3f} (1 is best): {_advice(report, score)}")
         return report
 
     def _certify(self, n: int) -> Report:
-        state = self._fitted(None)
+        state = self._last_fit()
         with torch.no_grad():
             theta, log_q = state.family.sample_and_log_prob(n)
             log_p = _in_pieces(self._log_p(state.x), theta)
         return certify(log_p, log_q, stop_reason=state.trace.stop_reason)
 
     def _proportionality(self, metric: str, n: int) -> float:
-        state = self._fitted(None)
+        state = self._last_fit()
         with torch.no_grad():
             theta = state.family.sample((n,)) if metric == "prop" else self.prior.sample(torch.Size([n]))
             return proportionality(_in_pieces(self._log_p(state.x), theta), state.family.log_prob(theta))
@@ -477,12 +503,12 @@ class VIPosterior:
     def _quality_control(self, metric: str) -> None:
         report = self.report
         if metric == "psis":
-            poor, score = report.status != "ok", f"k-hat {report.khat:.2f}"
+            poor, score, advice = report.status != "ok", f"k-hat {report.khat:.2f}", report.sentence
         else:
             r2 = self._proportionality(metric, _CERTIFICATE_DRAWS)
-            poor, score = r2 < 0.8, f"{metric} r^2 {r2:.2f}"
+            poor, score, advice = r2 < _PROPORTIONAL, f"{metric} r^2 {r2:.2f}", _advice(report, r2)
         if poor:
-            warnings.warn(f"Quality of q: {score}. {report.sentence}", stacklevel=3)
+            warnings.warn(f"Quality of q: {score}. {advice}", stacklevel=3)
 
     # -- moving and printing
     # --------------------------------------------------------------------------------------
@@ -527,7 +553,7 @@ class VIPosterior:
             potential=self.potential_fn,
             coords=self._coords,
             family=self._family,
-            fit=self._state if isinstance(self._state, SingleFit) else None,
+            fit=None if isinstance(self._state, Untrained) else self._state,
             options=options,
             x=self._x,
             map=self._map,
@@ -579,7 +605,11 @@ class VIPosterior:
         for name, attribute in _SAVED_OPTIONS.items():
             setattr(posterior, attribute, parts.options[name])
         posterior._device, device = "cpu", posterior._device if device is None else device
-        return posterior if str(device) == "cpu" else posterior.to(device)
+        try:
+            return posterior if str(device) == "cpu" else posterior.to(device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            expected = "a device that is here (the posterior was saved on another: pass device='cpu')"
+            raise ValueError(violation("device", expected, repr(str(device)))) from error
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(vars(self))
@@ -604,7 +634,10 @@ class VIPosterior:
         return f"VIPosterior(D={self._coords.dim_theta}, {fitted})"
 
     def _theta(self, theta: Any) -> Tensor:
-        theta = torch.as_tensor(theta).to(self._device)
+        try:
+            theta = torch.as_tensor(theta).to(self._device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(violation("theta", "a tensor", type(theta).__name__)) from error
         theta = theta if theta.is_floating_point() else theta.to(self._coords.dtype)
         theta = theta[None] if theta.ndim == 1 else theta
         if theta.ndim != 2 or theta.shape[-1] != self._coords.dim_theta:
@@ -634,7 +667,26 @@ def _ignores_x(potential: BasePotential) -> bool:
 def _same(a: Tensor | None, b: Tensor | None) -> bool:
     if a is None or b is None:
         return a is b
-    return a.shape == b.shape and bool((a == b).all())
+    if a.shape != b.shape:
+        return False
+    return "meta" in (a.device.type, b.device.type) or bool((a == b).all())  # no numbers there to compare
+
+
+def _shape(sample_shape: Shape) -> torch.Size:
+    try:
+        shape = torch.Size(sample_shape)
+    except TypeError as error:
+        raise TypeError(violation("sample_shape", "a shape such as (100,)", repr(sample_shape))) from error
+    if any(n < 0 for n in shape):
+        raise ValueError(violation("sample_shape", "no negative number", tuple(shape)))
+    return shape
+
+
+def _advice(report: Report, r2: float) -> str:
+    """What a score of proportionality means; the report's word unless that is the better of the two."""
+    if report.status == "ok" and r2 < _PROPORTIONAL:
+        return "q is not proportional to the potential there. Train longer, or use a richer family."
+    return report.sentence
 
 
 def _in_pieces(log_p: LogDensity, theta: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The certificate: numbers about q and what they mean, in one frozen report.
 
 A verdict needs more than one number. An effective sample size from few draws is optimistic, so the draws
-are many, and the ESS of all of them is compared with that of a quarter of them: a share that falls as draws are
+are many, and the ESS of all of them is compared with that of a quarter: a share that falls as draws are
 added is the mark of a tail not yet seen. And a k-hat above .7 condemns the weights, but q only by the mass
 that its tail may hold: what draws saw, and what the tail holds beyond them if k-hat is two standard errors
 higher.
@@ -58,6 +58,7 @@ class Report:
         n_nonfinite: how many of them had a potential that was not finite.
         sentence: what it means and what to do next.
         stop_reason: why the fit ended, if it is known.
+        proportionality: r^2 of the score "prop" or "prop_prior", if that was asked for.
     """
 
     status: str
@@ -71,6 +72,7 @@ class Report:
     n_nonfinite: int
     sentence: str
     stop_reason: str = ""
+    proportionality: float | None = None
 
     def __str__(self) -> str:
         lines = [

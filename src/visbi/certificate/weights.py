@@ -24,6 +24,7 @@ from torch import Tensor
 from visbi.core.checks import violation
 
 __all__ = [
+    "MIN_DRAWS",
     "effective_sample_size",
     "log_evidence",
     "pareto_smooth",
@@ -34,14 +35,15 @@ __all__ = [
 ]
 
 _CONSTANT = 1e-3  # spread of log w below which the weights are constant and a tail has no shape
-_MIN_DRAWS = 25  # fewer leave a tail of less than the five points that a Pareto fit needs
+MIN_DRAWS = 25
+"""Fewer leave a tail of less than the five points that a Pareto fit needs."""
 _UNDERFLOW = -700.0  # exp of less is next to zero in float64
 
 
 def _clean(log_w: Tensor) -> Tensor:
     log_w = torch.as_tensor(log_w).detach().double().flatten()
-    if len(log_w) < _MIN_DRAWS:
-        raise ValueError(violation("log_w", f"at least {_MIN_DRAWS} log-weights", len(log_w)))
+    if len(log_w) < MIN_DRAWS:
+        raise ValueError(violation("log_w", f"at least {MIN_DRAWS} log-weights", len(log_w)))
     return torch.where(torch.isfinite(log_w), log_w, -torch.inf)
 
 
@@ -67,7 +69,7 @@ def pareto_smooth(log_w: Tensor) -> tuple[Tensor, float]:
         return torch.full_like(log_w, -math.log(len(log_w))), math.inf
     raw = torch.log_softmax(log_w, 0)
     values = log_w[finite] - log_w[finite].max()
-    if len(values) < _MIN_DRAWS:
+    if len(values) < MIN_DRAWS:
         return raw, math.inf
     tail = torch.topk(values, _tail_size(len(values)) + 1).values
     if float(values.std()) < _CONSTANT or float(tail[0] - tail[-1]) < _CONSTANT:

@@ -149,16 +149,23 @@ def family_from(
     if callable(getattr(q, "log_prob", None)) and callable(getattr(q, "sample", None)):
         return _from_distribution(q, coords, parameters, modules)
     if callable(q):
-        return _from_callable(q, coords, device)
+        return _from_callable(q, coords, device, parameters, modules)
     raise TypeError(
         violation("q", "a family's name, a Distribution, a VIPosterior or a callable", type(q).__name__)
     )
 
 
-def _from_callable(q: Callable[..., Any], coords: Coordinates, device: str) -> DistributionFamily:
+def _from_callable(
+    q: Callable[..., Any],
+    coords: Coordinates,
+    device: str,
+    parameters: Iterable[Tensor] | None = None,
+    modules: Iterable[nn.Module] | None = None,
+) -> DistributionFamily:
     built = q(torch.Size([coords.dim_theta]), coords.transform().inv, device=device)
-    family = _from_distribution(built, coords, None, None)
-    family._rebuild = partial(_from_callable, q, coords, device)
+    family = _from_distribution(built, coords, parameters, modules)
+    if parameters is None and modules is None:  # those given are the same tensors however often q is called
+        family._rebuild = partial(_from_callable, q, coords, device)
     return family
 
 

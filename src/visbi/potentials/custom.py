@@ -40,7 +40,15 @@ class CustomPotential(BasePotential):
         super().__init__(prior, x_o, device)
 
     def evaluate(self, theta: Tensor, x: Tensor | None, x_is_iid: bool = True) -> Tensor:
-        return check_values(self.potential_fn(theta, self._x_o if x is None else x), len(theta))
+        x = self._x_o if x is None else x
+        try:
+            values = self.potential_fn(theta, x)
+        except (TypeError, AttributeError) as error:
+            if x is not None:
+                raise
+            # a callable may have its observation inside; this one has not
+            raise ValueError(violation("x", "an observation (pass x or call set_default_x)", None)) from error
+        return check_values(values, len(theta))
 
 
 class AdaptedPotential(BasePotential):
