@@ -27,7 +27,8 @@ from visbi.estimators import LikelihoodEnsemble, NeuralLikelihood, NeuralRatio, 
 from visbi.estimators.likelihood import LikelihoodConfig
 from visbi.estimators.prior_coordinates import PriorCoordinates
 from visbi.estimators.ratio import RatioConfig
-from visbi.families import FAMILY_NAMES
+from visbi.families import FAMILY_NAMES, LinkedFamily
+from visbi.families.gaussian import GaussianBody
 from visbi.potentials import BasePotential, CustomPotential, LikelihoodPotential, RatioPotential
 from visbi.potentials.fence import Fence, FencedPotential
 from visbi.priors import BoxUniform, MultipleIndependent, TruncatedNormal, coordinates, mcmc_transform
@@ -809,6 +810,36 @@ def test_another_q_than_the_saved_one(q: Any, said: str, tmp_path: Path) -> None
         reload(posterior, tmp_path, q=q)
 
 
+class Wide(LinkedFamily):
+    """A family of a user's own."""
+
+    def fresh(self) -> "Wide":
+        return Wide(super().fresh().body, self.coords, self.build)
+
+
+def wide() -> Wide:
+    family = VIPosterior(log_p, box(), q="gaussian").q
+    return Wide(family.body, family.coords, family.build)
+
+
+def test_a_users_own_family(tmp_path: Path) -> None:
+    posterior = trained(VIPosterior(LikelihoodPotential(likelihood(), box()), q=wide()))
+    with pytest.raises(ValueError, match="q was an object of class Wide"):
+        reload(posterior, tmp_path)
+    assert_equal(posterior, reload(posterior, tmp_path, q=wide()))
+
+
+def test_a_family_that_a_user_builds(tmp_path: Path) -> None:
+    def family() -> LinkedFamily:
+        coords = coordinates(box())
+        return LinkedFamily(GaussianBody(2), coords, lambda dim: GaussianBody(dim))
+
+    posterior = trained(VIPosterior(LikelihoodPotential(likelihood(), box()), q=family()))
+    with pytest.raises(ValueError, match="q was an object of class LinkedFamily"):
+        reload(posterior, tmp_path)
+    assert_equal(posterior, reload(posterior, tmp_path, q=family()))
+
+
 def test_a_named_family_with_a_body_of_ones_own(tmp_path: Path) -> None:
     posterior = learned(q="maf")
     posterior.q.body.layers = posterior.q.body.layers[:0]
@@ -865,6 +896,18 @@ def changed(path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
     return out
 
 
+BOUND = {
+    "is": "object",
+    "kind": "partial",
+    "id": 99,
+    "fields": {
+        "function": "os.system",
+        "arguments": {"is": "tuple", "items": ["true"]},
+        "keywords": {"is": "dict", "items": {}},
+    },
+}
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -881,6 +924,12 @@ def changed(path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
         lambda c: c["family"]["fields"].update(name="builtins.eval"),
         lambda c: c["family"]["fields"].update(dim=3),
         lambda c: c["fit"]["fields"].update(trace={"is": "tensor", "name": "x"}),
+        lambda c: c["fit"]["fields"].update(method=None),
+        lambda c: c["fit"]["fields"]["options"]["items"].update(optimizer=BOUND),
+        lambda c: c["potential"]["fields"]["estimator"]["fields"]["weights"]["items"]["tensors"].update(
+            items={}
+        ),
+        lambda c: c["x"].update({"is": "pickle"}),
     ],
 )
 def test_a_forged_manifest_is_a_clear_error(change: Callable[[dict[str, Any]], Any], tmp_path: Path) -> None:
