@@ -1,7 +1,8 @@
 """The maximum a posteriori by gradient ascent in unconstrained coordinates.
 
 The density that is maximised is that of theta, without the Jacobian of the coordinates: the coordinates only
-keep the ascent inside the support, and let it run up to a bound where the maximum lies there.
+keep the ascent inside the support. Where the maximum lies on a bound the ascent creeps, for the coordinates
+go to infinity there; so at its end every coordinate that is far out is tried at the end of its range.
 """
 
 from collections.abc import Iterable
@@ -15,6 +16,8 @@ from visbi.priors.transforms import Coordinates
 
 __all__ = ["ascend"]
 
+_Z_FAR = 1.5  # beyond it a bound may be where the ascent was heading
+_Z_BOUND = 40.0  # on the bound, in any coordinates
 _Z_EDGE = 4.0  # a start on a bound, where the coordinates are flat, is moved to within
 
 
@@ -67,6 +70,7 @@ def ascend(
         with torch.no_grad():
             theta = coords.to_theta(z)[0]
             top, top_value = _better(theta, log_p(theta), top, top_value)
+            top, top_value = _onto_bounds(log_p, coords, top, top_value)
     except KeyboardInterrupt:
         pass
     return top, top_value
@@ -79,6 +83,22 @@ def _inside(coords: Coordinates, theta: Tensor) -> Tensor:
     if coords.dim_z != coords.dim_theta:
         on_bound = on_bound.any(-1, keepdim=True)
     return torch.where(on_bound, z.clamp(-_Z_EDGE, _Z_EDGE), z)
+
+
+def _onto_bounds(log_p: LogDensity, coords: Coordinates, top: Tensor, value: float) -> tuple[Tensor, float]:
+    """`top` with those coordinates moved onto their bounds whose move raises the potential."""
+    for _ in range(2):  # the second time with the others in their new places
+        z = coords.to_z(top[None])[0][0]
+        far = z.abs() > _Z_FAR
+        if not bool(far.any()):
+            break
+        ends = torch.where(z > 0, _Z_BOUND, -_Z_BOUND)
+        each = coords.to_theta(torch.where(far.diag(), ends, z))[0]
+        values = _finite(log_p(each))
+        together = coords.to_theta(torch.where(values > value, ends, z)[None])[0]
+        candidates, values = torch.cat([each, together]), torch.cat([values, _finite(log_p(together))])
+        top, value = _better(candidates, values, top, value)
+    return top, value
 
 
 def _finite(values: Tensor) -> Tensor:
