@@ -125,7 +125,7 @@ def _objective(method: str, options: TrainOptions) -> Callable[[Family, LogDensi
     if method == "alpha":
         return lambda q, p: renyi(q, p, n, alpha=options.alpha, **chosen)
     # for a single draw DReG and sticking the landing are the same estimator
-    path = any(chosen.values()) if chosen else True
+    path = chosen.get("stick_the_landing", True) or chosen.get("dreg", False)
     return lambda q, p: reverse_kl(q, p, n, stick_the_landing=path)
 
 
