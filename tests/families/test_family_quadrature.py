@@ -49,7 +49,7 @@ def test_density_integrates_to_one(name, kind):
 @pytest.mark.parametrize("kind", PRIORS)
 @pytest.mark.parametrize("name", FAMILY_NAMES)
 def test_density_integrates_to_one_in_the_plane(name, kind):
-    nodes = {"unaf": 31, "naf": 71}.get(name, 101)  # what a test can afford to invert
+    nodes = {"unaf": 31, "naf": 71, "sospf": 71}.get(name, 101)  # what a test can afford to invert
     family = rough_family(name, PRIORS[kind](2), num_transforms=1 if nodes < 101 else 2)
     assert mass(family, kind, 2, nodes) == pytest.approx(1, abs=1e-2)
 
