@@ -8,7 +8,9 @@ import typer
 
 __all__ = ["app"]
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="Variational inference for simulation-based inference.")
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="Variational inference for simulation-based inference."
+)
 
 
 @app.callback()
@@ -18,10 +20,12 @@ def main() -> None:
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option(help="Folder for the posterior, its certificate and the pictures.")] = Path(
-        "demo-output"
-    ),
-    quick: Annotated[bool, typer.Option(help="A run of about a minute: fewer simulations, a Gaussian q.")] = False,
+    output: Annotated[
+        Path, typer.Option(help="Folder for the posterior, its certificate and the pictures.")
+    ] = Path("demo-output"),
+    quick: Annotated[
+        bool, typer.Option(help="Fewer simulations and shorter fits, for a first look.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     workers: Annotated[int, typer.Option(help="Processes that simulate.")] = 1,
 ) -> None:

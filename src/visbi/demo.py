@@ -1,8 +1,8 @@
-"""The demonstration: lynx and hare of the Hudson Bay, 1900 to 1920, from simulations alone and from the exact likelihood.
+"""The demonstration: lynx and hare of the Hudson Bay, 1900 to 1920, without and with their likelihood.
 
-The model is treated as a simulator: its likelihood is learnt from runs of it, in rounds, and q is fitted to the posterior
-that follows. Beside it q is fitted to the posterior of the exact likelihood, which for this model is known, through the same
-`VIPosterior`. Both are certified, compared, drawn and written to a folder.
+The model is treated as a simulator: its likelihood is learnt from runs of it, in rounds, and q is fitted to
+the posterior that follows. Beside it q is fitted to the posterior of the exact likelihood, which for this
+model is known, through the same `VIPosterior`. Both are certified, compared, drawn and written to a folder.
 """
 
 import json
@@ -11,13 +11,13 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from visbi.core.random import seeded
-from visbi.rounds import Inference, Round, infer
+from visbi.estimators import TrainingOptions
 from visbi.plots import pair_plot, predictive_band, trace_plot
 from visbi.posterior import VIPosterior
+from visbi.rounds import Inference, Round, infer
 from visbi.simulators.zoo import lynx_hare
 from visbi.simulators.zoo.task import Task
 
@@ -33,9 +33,9 @@ class Effort:
 
     Attributes:
         simulations: runs of the simulator at draws of the prior, then in each round.
-        max_epochs: of the likelihood's training.
-        q: the family.
-        max_num_iters: of each fit of q.
+        max_epochs: of the likelihood's training in each round, at most.
+        q: the variational family, by name.
+        max_num_iters: steps of each fit of q, at most.
     """
 
     simulations: tuple[int, ...]
@@ -49,12 +49,17 @@ QUICK = Effort(simulations=(4000, 1500, 1500), max_epochs=100, q="maf", max_num_
 
 
 def run_demo(
-    output: Path, *, effort: Effort = FULL, seed: int = 0, workers: int = 2, say: Callable[[str], None] = print
+    output: Path,
+    *,
+    effort: Effort = FULL,
+    seed: int = 0,
+    workers: int = 1,
+    say: Callable[[str], None] = print,
 ) -> Path:
     """Run it and write everything to the folder `output`, which is returned.
 
-    Writes `posterior.visbi` (reload with `VIPosterior.load`), `pairs.png`, `prediction.png`, `trace.png`, `table.md` and
-    `certificate.json`.
+    Writes `posterior.visbi` (reload with `VIPosterior.load`), `pairs.png`, `prediction.png`, `trace.png`,
+    `table.md` and `certificate.json`.
 
     Args:
         output: a folder; made if missing.
@@ -67,11 +72,13 @@ def run_demo(
     output.mkdir(parents=True, exist_ok=True)
     say(f"{task.name}: {len(task.theta_names)} parameters, {len(lynx_hare.YEARS)} years of two series")
     began = time.perf_counter()
-    say(f"1/3 simulations only, {sum(effort.simulations)} runs, {len(effort.simulations) - 1} rounds after the prior")
+    runs, rounds = sum(effort.simulations), len(effort.simulations) - 1
+    say(f"1/3 simulations only, {runs} runs, {rounds} rounds after the prior")
     inference = simulation_posterior(task, effort, seed=seed, workers=workers, say=say)
     say("2/3 exact likelihood, the same VIPosterior")
     exact = exact_posterior(task, effort, seed=seed)
-    say(f"    {exact.report.status}, k-hat {exact.report.khat:.2f}, ESS {100 * exact.report.ess_fraction:.0f} %")
+    report = exact.report
+    say(f"    {report.status}, k-hat {report.khat:.2f}, ESS {100 * report.ess_fraction:.0f} %")
     say("3/3 tables and pictures")
     table = compare(task, inference, exact, seed=seed)
     _write(output, task, inference, exact, table, seed)
@@ -84,9 +91,12 @@ def run_demo(
 
 
 def simulation_posterior(
-    task: Task, effort: Effort, *, seed: int = 0, workers: int = 2, say: Callable[[str], None] | None = None
+    task: Task, effort: Effort, *, seed: int = 0, workers: int = 1, say: Callable[[str], None] | None = None
 ) -> Inference:
-    """The posterior of the lynx and hare from simulations alone."""
+    """The posterior of the lynx and hare from simulations alone.
+
+    With `say` each round is told in a line, and progress bars are shown.
+    """
 
     def usable(x: Tensor) -> Tensor:
         return ((x - task.x_o).abs() < _FAR).all(-1)
@@ -95,9 +105,8 @@ def simulation_posterior(
         report = done.posterior.report
         if say is not None:
             loss = done.likelihood.traces[0].best_loss
-            say(f"    learnt from {done.n_used} runs, held-out loss {loss:.2f}; q {report.status}, k-hat {report.khat:.2f}")
-
-    from visbi.estimators import TrainingOptions
+            learnt = f"learnt from {done.n_used} runs, held-out loss {loss:.2f}"
+            say(f"    {learnt}; q {report.status}, k-hat {report.khat:.2f}")
 
     return infer(
         task.simulator,
@@ -115,7 +124,9 @@ def simulation_posterior(
     )
 
 
-def exact_posterior(task: Task, effort: Effort, *, seed: int = 0, show_progress_bar: bool = True) -> VIPosterior:
+def exact_posterior(
+    task: Task, effort: Effort, *, seed: int = 0, show_progress_bar: bool = True
+) -> VIPosterior:
     """The posterior of a task's exact likelihood."""
     assert task.log_likelihood is not None
     log_likelihood = task.log_likelihood
@@ -141,7 +152,8 @@ def compare(task: Task, inference: Inference, exact: VIPosterior, *, seed: int =
     with seeded(seed):
         ours, truth = (p.sample((_DRAWS,)).double() for p in (inference.posterior, exact))
     lines = [
-        f"| parameter | from {inference.n_simulations} simulations | exact likelihood | mean off, in sd | ratio of sd |",
+        f"| parameter | from {inference.n_simulations} simulations | exact likelihood "
+        "| mean off, in sd | ratio of sd |",
         "|---|---|---|---|---|",
     ]
     for i, name in enumerate(task.theta_names):
@@ -152,7 +164,8 @@ def compare(task: Task, inference: Inference, exact: VIPosterior, *, seed: int =
 
 
 def _pm(values: Tensor) -> str:
-    return f"{float(values.mean()):.3g} +- {float(values.std()):.2g}"
+    mean, sd = f"{float(values.mean()):#.3g}", f"{float(values.std()):#.2g}"
+    return f"{mean.rstrip('.')} +- {sd.rstrip('.')}"
 
 
 def _write(output: Path, task: Task, inference: Inference, exact: VIPosterior, table: str, seed: int) -> None:
@@ -172,9 +185,10 @@ def _write(output: Path, task: Task, inference: Inference, exact: VIPosterior, t
         xlabel="year",
         ylabel="thousand pelts",
     ).savefig(output / "prediction.png")
+    training = inference.rounds[-1].likelihood.traces[0]
     losses = {
-        "likelihood, last round: held-out loss by epoch": inference.rounds[-1].likelihood.traces[0].validation,
+        "likelihood, last round: held-out loss by epoch": training.validation,
         "q on the learnt likelihood: minus ELBO by step": posterior.trace.loss,
         "q on the exact likelihood: minus ELBO by step": exact.trace.loss,
     }
-    trace_plot(losses, xlabel="step").savefig(output / "trace.png")
+    trace_plot(losses, xlabel="").savefig(output / "trace.png")

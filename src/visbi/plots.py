@@ -1,17 +1,16 @@
 """Figures: the posterior in pairs, the prediction over the data, the trace of a fit.
 
-Every function returns a matplotlib Figure and touches no global state, so it works without a display and inside any
-program. Colours are those of Okabe and Ito, which colour-blind readers can tell apart.
+Every function returns a matplotlib Figure and touches no global state, so it works without a display and
+inside any program. Colours are those of Okabe and Ito, which colour-blind readers can tell apart.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from visbi.core.checks import violation
+from visbi.core.checks import finite_tensor, violation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,7 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["pair_plot", "predictive_band", "trace_plot"]
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_MASS = (0.5, 0.9)  # of the contours
+_MASS = (0.5, 0.9)  # inside contours and bands
+_SHADES = (0.25, 0.2)  # of the inner band, which lies on the outer one, and of the outer one
 _BINS = 60
 _SMOOTHING = 1.2  # in bins, against the noise of a histogram
 
@@ -30,7 +30,8 @@ def pair_plot(
     *,
     size: float = 1.6,
 ) -> "Figure":
-    """Marginals on the diagonal, contours of 50 and 90 % of the mass below it, for one or several sets of draws.
+    """Marginals on the diagonal, contours of 50 and 90 % of the mass below it, for one or several sets of
+    draws.
 
     Args:
         draws: (N, D), or several such sets by name, drawn over one another.
@@ -38,37 +39,40 @@ def pair_plot(
         size: inches per panel.
 
     Raises:
-        ValueError: sets of different D, or names that do not fit.
+        ValueError: draws that are not (N, D) or not finite, sets of different D, or names that do not fit.
 
+    >>> import torch
     >>> figure = pair_plot({"q": torch.randn(500, 2)}, ["a", "b"])
     >>> len(figure.axes)
     3
     """
     sets = {"": draws} if isinstance(draws, Tensor) else dict(draws)
-    arrays = {label: np.asarray(values.detach().cpu().double()) for label, values in sets.items()}
-    dims = {array.shape[-1] for array in arrays.values()}
-    if len(dims) != 1:
-        raise ValueError(violation("draws", "sets with equally many parameters", sorted(dims)))
-    dim = dims.pop()
+    arrays = {label: _array("draws", values) for label, values in sets.items()}
+    shapes = [array.shape for array in arrays.values()]
+    if any(len(shape) != 2 or 0 in shape for shape in shapes):
+        raise ValueError(violation("draws", "sets of shape (N, D)", shapes))
+    if len({shape[1] for shape in shapes}) != 1:
+        raise ValueError(violation("draws", "one set or several, with equally many parameters", shapes))
+    dim = shapes[0][1]
     names = [f"theta_{i + 1}" for i in range(dim)] if names is None else list(names)
     if len(names) != dim:
         raise ValueError(violation("names", f"{dim} names", len(names)))
-    together = np.concatenate(list(arrays.values()))
-    ranges = np.quantile(together, [0.001, 0.999], axis=0).T
+    ranges = _ranges(np.concatenate(list(arrays.values())))
     figure = _figure((size * dim + 0.6, size * dim + 0.6))
     grid = figure.add_gridspec(dim, dim, wspace=0.08, hspace=0.08)
     for i in range(dim):
         for j in range(i + 1):
             axes = figure.add_subplot(grid[i, j])
-            for colour, array in zip(_cycle(len(arrays)), arrays.values(), strict=True):
+            for number, array in enumerate(arrays.values()):
                 if i == j:
-                    _marginal(axes, array[:, i], ranges[i], colour)
+                    _marginal(axes, array[:, i], ranges[i], _line_style(number))
                 else:
-                    _contours(axes, array[:, [j, i]], ranges[j], ranges[i], colour)
+                    _contours(axes, array[:, [j, i]], ranges[j], ranges[i], _line_style(number))
             _label(axes, names, i, j, dim)
-    if len(arrays) > 1 or "" not in arrays:
-        handles = [_line(colour) for colour in _cycle(len(arrays))]
-        figure.legend(handles, list(arrays), loc="upper right", frameon=False, bbox_to_anchor=(0.95, 0.95))
+    figure.align_labels()
+    if not isinstance(draws, Tensor):
+        handles = [_line(lw=1.6, **_line_style(number)) for number in range(len(arrays))]
+        figure.legend(handles, list(arrays), loc="upper right", frameon=False, bbox_to_anchor=(0.98, 0.98))
     return figure
 
 
@@ -86,31 +90,50 @@ def predictive_band(
         time: (T,) positions.
         simulations: per series, (N, T).
         data: per series, (T,).
-        xlabel, ylabel: of the axes.
+        xlabel, ylabel: of the axes; positions that are all whole numbers get ticks at whole numbers.
 
+    Raises:
+        ValueError: simulations or data of another length than `time`, not finite, or a series without data.
+
+    >>> import torch
     >>> figure = predictive_band([0, 1], {"hare": torch.rand(50, 2)}, {"hare": [0.4, 0.6]})
     >>> len(figure.axes)
     1
     """
-    figure = _figure((7.0, 2.6 * len(simulations) + 0.4))
-    panels = figure.subplots(len(simulations), 1, sharex=True, squeeze=False)[:, 0]
-    for axes, colour, (name, values) in zip(panels, _cycle(len(simulations)), simulations.items(), strict=True):
-        array = np.asarray(values.detach().cpu().double())
-        for mass, alpha in zip(reversed(_MASS), (0.2, 0.4), strict=True):
-            low, high = np.quantile(array, [0.5 - mass / 2, 0.5 + mass / 2], axis=0)
-            axes.fill_between(time, low, high, color=colour, alpha=alpha, lw=0, label=f"{mass:.0%} of predictions")
-        axes.plot(time, np.median(array, axis=0), color=colour, lw=1.2, label="median")
-        axes.plot(time, list(data[name]), "o", ms=4, color="black", label="data")
+    arrays = {name: _array("simulations", values) for name, values in simulations.items()}
+    for name, array in arrays.items():
+        if array.shape[1:] != (len(time),) or len(array) == 0:
+            raise ValueError(violation("simulations", f"{name!r} of shape (N, {len(time)})", array.shape))
+        if name not in data or len(data[name]) != len(time):
+            got = len(data[name]) if name in data else "none"
+            raise ValueError(violation("data", f"{len(time)} numbers for {name!r}", got))
+    figure = _figure((7.0, 2.4 * len(arrays) + 0.6))
+    panels = figure.subplots(len(arrays), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, colour, (name, array) in zip(panels, _cycle(len(arrays)), arrays.items(), strict=True):
+        _bands(axes, time, array, colour)
+        axes.plot(time, list(data[name]), "o", ms=4, color="black", zorder=3)
         axes.set_ylabel(f"{name}\n{ylabel}" if ylabel else name)
-        axes.set_ylim(bottom=0)
+        if array.min() >= 0 and min(data[name]) >= 0:
+            axes.set_ylim(bottom=0)
+        axes.margins(x=0.02)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].legend(frameon=False, fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, 1.22))
+    if all(float(t).is_integer() for t in time):
+        _whole_ticks(panels[-1])
     panels[-1].set_xlabel(xlabel)
+    figure.align_ylabels()
+    _legend_of_bands(figure)
     return figure
 
 
-def trace_plot(losses: Mapping[str, Sequence[float]], *, ylabel: str = "loss", xlabel: str = "step") -> "Figure":
+def trace_plot(
+    losses: Mapping[str, Sequence[float]], *, ylabel: str = "loss", xlabel: str = "step"
+) -> "Figure":
     """Losses against steps, one panel per fit; the axis is cut to the range after the first twentieth.
+
+    Args:
+        losses: per fit, one number a step.
+        ylabel: of every panel.
+        xlabel: below the last one.
 
     >>> len(trace_plot({"q": [3.0, 2.0, 1.5]}).axes)
     1
@@ -128,8 +151,11 @@ def trace_plot(losses: Mapping[str, Sequence[float]], *, ylabel: str = "loss", x
             axes.set_ylim(low - margin, high + margin)
         axes.set_title(name, fontsize=9, loc="left")
         axes.set_ylabel(ylabel)
+        axes.margins(x=0.02)
         axes.spines[["top", "right"]].set_visible(False)
+        _whole_ticks(axes)
     panels[-1].set_xlabel(xlabel)
+    figure.align_ylabels()
     return figure
 
 
@@ -143,22 +169,64 @@ def _cycle(n: int) -> list[str]:
     return [_COLOURS[i % len(_COLOURS)] for i in range(n)]
 
 
-def _line(colour: str) -> Any:
+def _array(name: str, values: Tensor) -> np.ndarray:
+    return np.asarray(finite_tensor(name, values).detach().cpu().double())
+
+
+def _ranges(values: np.ndarray) -> np.ndarray:
+    """(D, 2): what holds nearly all values, and a little more, so that no contour is cut off."""
+    low, high = np.quantile(values, [0.001, 0.999], axis=0)
+    margin = 0.08 * (high - low) + 1e-9 * (1 + np.abs(low))
+    return np.stack([low - margin, high + margin], axis=1)
+
+
+def _line_style(number: int) -> dict[str, Any]:
+    """Colour and dashes of a set of draws, so that colour alone tells nothing apart."""
+    return {"color": _COLOURS[number % len(_COLOURS)], "linestyle": ("-", "--", "-.", ":")[number % 4]}
+
+
+def _line(**style: Any) -> Any:
     from matplotlib.lines import Line2D
 
-    return Line2D([], [], color=colour, lw=2)
+    return Line2D([], [], **style)
 
 
-def _marginal(axes: Any, values: np.ndarray, limits: np.ndarray, colour: str) -> None:
+def _whole_ticks(axes: Any) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+
+
+def _bands(axes: Any, time: Sequence[float], array: np.ndarray, colour: str) -> None:
+    for mass, alpha in zip(_MASS, _SHADES, strict=True):
+        low, high = np.quantile(array, [0.5 - mass / 2, 0.5 + mass / 2], axis=0)
+        axes.fill_between(time, low, high, color=colour, alpha=alpha, lw=0)
+    axes.plot(time, np.median(array, axis=0), color=colour, lw=1.2)
+
+
+def _legend_of_bands(figure: "Figure") -> None:
+    """In grey, because it holds for the colours of all panels."""
+    from matplotlib.patches import Patch
+
+    handles = [_line(color="black", marker="o", ms=4, ls=""), _line(color="0.3", lw=1.2)]
+    handles += [Patch(color="0.3", alpha=alpha, lw=0) for alpha in (sum(_SHADES), _SHADES[1])]
+    labels = ["data", "median", *(f"{100 * mass:.0f} % of predictions" for mass in _MASS)]
+    figure.legend(handles, labels, frameon=False, fontsize=8, ncols=4, loc="outside upper center")
+
+
+def _marginal(axes: Any, values: np.ndarray, limits: np.ndarray, style: dict[str, Any]) -> None:
     from scipy.ndimage import gaussian_filter1d
 
     counts, edges = np.histogram(values, bins=_BINS, range=tuple(limits), density=True)
-    axes.plot(0.5 * (edges[1:] + edges[:-1]), gaussian_filter1d(counts, _SMOOTHING, mode="nearest"), color=colour, lw=1.4)
+    density = gaussian_filter1d(counts, _SMOOTHING, mode="nearest")
+    axes.plot(0.5 * (edges[1:] + edges[:-1]), density, lw=1.2, **style)
     axes.set_xlim(*limits)
     axes.set_ylim(bottom=0)
 
 
-def _contours(axes: Any, values: np.ndarray, x_limits: np.ndarray, y_limits: np.ndarray, colour: str) -> None:
+def _contours(
+    axes: Any, values: np.ndarray, x_limits: np.ndarray, y_limits: np.ndarray, style: dict[str, Any]
+) -> None:
     from scipy.ndimage import gaussian_filter
 
     counts, x_edges, y_edges = np.histogram2d(*values.T, bins=_BINS // 2, range=[x_limits, y_limits])
@@ -166,15 +234,23 @@ def _contours(axes: Any, values: np.ndarray, x_limits: np.ndarray, y_limits: np.
     order = np.sort(density.ravel())[::-1]
     mass = order.cumsum() / max(order.sum(), 1e-300)
     levels = sorted({float(order[min(np.searchsorted(mass, m), order.size - 1)]) for m in _MASS})
-    if len(levels) > 0 and levels[0] > 0:
+    if levels[0] > 0:
         centres = (0.5 * (e[1:] + e[:-1]) for e in (x_edges, y_edges))
-        axes.contour(*centres, density, levels=levels, colors=colour, linewidths=(0.8, 1.4)[: len(levels)])
+        axes.contour(
+            *centres,
+            density,
+            levels=levels,
+            colors=style["color"],
+            linestyles=style["linestyle"],
+            linewidths=1.0,
+        )
     axes.set_xlim(*x_limits)
     axes.set_ylim(*y_limits)
 
 
 def _label(axes: Any, names: Sequence[str], i: int, j: int, dim: int) -> None:
-    axes.tick_params(labelsize=6)
+    axes.tick_params(labelsize=7)
+    axes.locator_params(nbins=4)
     axes.spines[["top", "right"]].set_visible(False)
     if i == j:
         axes.set_yticks([])

@@ -1,18 +1,21 @@
 r"""From a simulator to a certified posterior: sequential neural likelihood with variational inference.
 
-1. The first runs are at draws of the prior. With a wide prior most of them look nothing like the data, and a likelihood
-   learnt from them has maxima where it was never tried. So they are only used to find where to look: the thetas of the
-   runs nearest to x_o are the first guess (preconditioning: Wang, Kelly, Warne, Drovandi 2024).
-2. In every further round thetas are drawn around the present guess, half of them as it is, half spread about its mean by
-   `_WIDEN`; the likelihood is learnt from all runs so far inside a fence around the new thetas; and q is fitted to the
-   posterior that follows, kept inside the same fence.
+1. The first runs are at draws of the prior. With a wide prior most of them look nothing like the data, and a
+   likelihood learnt from them has maxima where it was never tried. So they are only used to find where to
+   look: the thetas of the runs nearest to x_o are the first guess (preconditioning: Wang, Kelly, Warne,
+   Drovandi 2024).
+2. In every further round thetas are drawn around the present guess, half of them as it is, half spread about
+   its mean by `_WIDEN`; the likelihood is learnt from all runs so far inside a fence around the new thetas;
+   and q is fitted to the posterior that follows, kept inside the same fence.
 
-A likelihood learnt by maximum likelihood does not depend on the distribution of the thetas (Papamakarios, Sterratt, Murray
-2019), so leaving runs out by their theta alone changes nothing inside the fence; a network of finite size gains by it.
+A likelihood learnt by maximum likelihood does not depend on the distribution of the thetas (Papamakarios,
+Sterratt, Murray 2019), so leaving runs out by their theta alone changes nothing inside the fence; a network
+of finite size gains by it.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -50,7 +53,8 @@ class Round:
         n_used: runs, of this round and earlier ones, that the likelihood was learnt from.
         likelihood: the learnt likelihood and its traces.
         posterior: q fitted to it.
-        beyond_fence: share of q's draws outside the region that was simulated; above a few percent, simulate more.
+        beyond_fence: share of q's draws outside the region that was simulated; above a few percent, simulate
+            more.
     """
 
     simulations: Simulations
@@ -101,13 +105,14 @@ def infer(
     """Infer theta from one observation of a simulator.
 
     Args:
-        simulator: theta -> x, single or batched, NumPy or torch; see `visbi.simulators.simulate`.
+        simulator: theta -> x, single or batched, NumPy or torch; see `visbi.simulators.simulate`. Runs that
+            fail are left out, so the likelihood is that of runs that succeed.
         prior: over theta, event_shape (D,).
         x_o: the observation, of the shape of one x.
         simulations: runs at draws of the prior, then runs in each round; at least two numbers.
         q: the family of the posterior.
-        usable: x (N, ...) -> (N,) bool: runs the likelihood is learnt from. Leave out only what is so far from x_o that no
-            theta of interest produces it; None keeps all.
+        usable: x (N, ...) -> (N,) bool: runs the likelihood is learnt from. Leave out only what is so far
+            from x_o that no theta of interest produces it; None keeps all.
         num_transforms, hidden_features: of the likelihood's flow.
         options: of the likelihood's training.
         train: keywords for `VIPosterior.train`.
@@ -117,7 +122,8 @@ def infer(
         on_round: called with each finished round.
 
     Raises:
-        ValueError: x_o not finite or of another shape than x, fewer than two rounds, or too few usable runs.
+        ValueError: x_o not finite or of another shape than x, fewer than two numbers of simulations, too few
+            usable runs, or a `usable` that does not return one bool for each.
 
     >>> from visbi.simulators.zoo import linear_gaussian
     >>> task = linear_gaussian.task()
@@ -130,16 +136,15 @@ def infer(
     prior = as_prior(prior)
     counts = [positive_int("simulations", n) for n in simulations]
     if len(counts) < 2:
-        raise ValueError(violation("simulations", "a number for the prior and one for each round", list(counts)))
+        raise ValueError(violation("simulations", "a number for the prior and one for each round", counts))
     x_o = finite_tensor("x_o", x_o)
     coords = coordinates(prior)
     learning = options or TrainingOptions(max_epochs=300)
     seeds = spawn_seeds(fresh_seed() if seed is None else int(seed), 1 + 3 * (len(counts) - 1))
 
-    def run(proposal: Any, n: int, run_seed: int) -> Simulations:
-        return simulate(simulator, proposal, n, seed=run_seed, workers=workers, show_progress_bar=show_progress_bar)
+    run = partial(simulate, simulator, workers=workers, show_progress_bar=show_progress_bar)
 
-    first = run(prior, counts[0], seeds[0])
+    first = run(prior, counts[0], seed=seeds[0])
     x_o = _one_observation(x_o, first.x)
     guess = coords.to_z(_nearest(first, x_o))[0]
     rounds: list[Round] = []
@@ -147,7 +152,7 @@ def infer(
         run_seed, learn_seed, fit_seed = seeds[3 * number + 1 : 3 * number + 4]
         with seeded(run_seed):
             theta = _around(guess, coords, n)
-        new = run(theta, n, run_seed)
+        new = run(theta, n, seed=run_seed)
         fence = Fence(coords, new.theta)
         theta, x = _learning_set([first, *(r.simulations for r in rounds), new], fence, usable)
         learnt = fit_likelihood(
@@ -161,27 +166,32 @@ def infer(
             seed=learn_seed,
             show_progress_bar=show_progress_bar,
         )
-        keywords = {**_FIT_DEFAULTS, "seed": fit_seed, "show_progress_bar": show_progress_bar, **(train or {})}
-        posterior = _fit(LikelihoodPotential(learnt.estimator, prior), fence, x_o, q, keywords)
+        given = {"seed": fit_seed, "show_progress_bar": show_progress_bar, **(train or {})}
+        posterior = _fit(
+            LikelihoodPotential(learnt.estimator, prior), fence, x_o, q, {**_FIT_DEFAULTS, **given}
+        )
         with seeded(fit_seed):
             draws = posterior.sample((4 * n,))
             _ = posterior.report  # made on first use: here, under the seed
-        rounds.append(Round(new, len(theta), learnt, posterior, 1.0 - float(fence.inside(draws).double().mean())))
+        beyond = 1.0 - float(fence.inside(draws).double().mean())
+        rounds.append(Round(new, len(theta), learnt, posterior, beyond))
         guess = coords.to_z(draws)[0]
         if on_round is not None:
             on_round(rounds[-1])
     return Inference(rounds[-1].posterior, first, tuple(rounds))
 
 
-def _fit(potential: LikelihoodPotential, fence: Fence, x_o: Tensor, q: str, keywords: dict[str, Any]) -> VIPosterior:
-    """q fitted inside the fence, then certified and used with the potential itself."""
+def _fit(
+    potential: LikelihoodPotential, fence: Fence, x_o: Tensor, q: str, keywords: dict[str, Any]
+) -> VIPosterior:
+    """q fitted inside the fence; everything later, the certificate too, sees the potential without it."""
     posterior = VIPosterior(FencedPotential(potential, fence), potential.prior, q=q).train(x_o, **keywords)
     posterior.potential_fn = potential
     return posterior
 
 
 def _nearest(runs: Simulations, x_o: Tensor) -> Tensor:
-    """Thetas of the runs nearest to x_o, by the mean over x's entries of the distance in robust deviations."""
+    """Thetas of the runs nearest to x_o: the distance in robust deviations, averaged over x's entries."""
     x = runs.x.flatten(1).double()
     deviation = (x - x.median(0).values).abs().median(0).values.clamp_min(1e-12)
     distance = ((x - x_o.flatten(1)).abs() / deviation).clamp_max(_FAR).mean(1)
@@ -190,13 +200,14 @@ def _nearest(runs: Simulations, x_o: Tensor) -> Tensor:
 
 
 def _around(guess: Tensor, coords: Coordinates, n: int) -> Tensor:
-    """n thetas around draws (M, d) of the present guess: draws of it where there are enough, else of a Gaussian like it."""
+    """n thetas around draws (M, d) of the present guess; where M < n, around those of a Gaussian like it."""
     centre = guess.mean(0)
     if len(guess) >= n:
         z = guess[torch.randperm(len(guess))[:n]]
     else:
         cov = torch.cov(guess.mT).reshape(guess.shape[1], guess.shape[1])
-        tril = torch.linalg.cholesky(cov + 1e-9 * cov.diagonal().mean() * torch.eye(len(cov), dtype=cov.dtype))
+        ridge = 1e-9 * cov.diagonal().mean() * torch.eye(len(cov), dtype=cov.dtype)
+        tril = torch.linalg.cholesky(cov + ridge)
         z = centre + torch.randn(n, guess.shape[1], dtype=guess.dtype) @ tril.mT
     factor = torch.ones(n, 1, dtype=z.dtype)
     factor[n // 2 :] = _WIDEN
@@ -208,11 +219,22 @@ def _learning_set(
 ) -> tuple[Tensor, Tensor]:
     theta, x = torch.cat([s.theta for s in runs]), torch.cat([s.x for s in runs])
     keep = fence.inside(theta)
-    if usable is not None:
-        keep = keep & usable(x)
     if int(keep.sum()) < _MIN_KEPT:
-        raise ValueError(violation("usable", f"to keep at least {_MIN_KEPT} simulations", int(keep.sum())))
+        expected = f"at least {_MIN_KEPT} successful runs inside the region of a round"
+        raise ValueError(violation("simulations", expected, int(keep.sum())))
+    if usable is not None:
+        keep = keep & _checked_usable(usable, x)
+        if int(keep.sum()) < _MIN_KEPT:
+            raise ValueError(violation("usable", f"to keep at least {_MIN_KEPT} runs", int(keep.sum())))
     return theta[keep], x[keep]
+
+
+def _checked_usable(usable: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    which = usable(x)
+    if not isinstance(which, Tensor) or which.dtype != torch.bool or which.shape != x.shape[:1]:
+        got = f"{which.dtype} {tuple(which.shape)}" if isinstance(which, Tensor) else type(which).__name__
+        raise ValueError(violation("usable", f"to return a bool tensor of shape ({len(x)},)", got))
+    return which
 
 
 def _one_observation(x_o: Tensor, x: Tensor) -> Tensor:

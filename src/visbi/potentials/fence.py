@@ -4,16 +4,19 @@ A learned likelihood is an extrapolation wherever no theta was simulated, and a 
 where the extrapolation is high. The fence is an ellipsoid around the training thetas, in the prior's
 coordinates z:
 
-    U_fenced(theta) = U(theta) - (s max(0, m(z) - r))^2 / 2,   m(z) the Mahalanobis distance from the
-    training set.
+    U_fenced(theta) = U(theta) - (s max(0, m(z) - r))^2 / 2
+
+with m(z) the Mahalanobis distance from the training set, r the radius that holds a given share of it, s = 20.
 
 Inside it nothing changes. A posterior that leans on the fence has not been simulated far enough.
 """
 
+import copy
+
 import torch
 from torch import Tensor
 
-from visbi.core.checks import in_interval
+from visbi.core.checks import in_interval, violation
 from visbi.potentials.base import BasePotential
 from visbi.priors.transforms import Coordinates
 
@@ -28,7 +31,10 @@ class Fence:
     Args:
         coords: coordinates of the prior.
         theta: (N, D), the training set.
-        share: of it that lies inside.
+        share: of it that lies inside, in (0, 1].
+
+    Raises:
+        ValueError: `share` out of range, or too few thetas to span an ellipsoid.
 
     >>> from visbi.priors import BoxUniform, coordinates
     >>> prior = BoxUniform(torch.zeros(2), torch.ones(2))
@@ -41,6 +47,8 @@ class Fence:
         in_interval("share", share, 0.0, 1.0, closed="r")
         self.coords = coords
         z = coords.to_z(theta)[0]
+        if len(z) <= z.shape[1]:
+            raise ValueError(violation("theta", f"more than {z.shape[1]} rows", len(z)))
         cov = torch.cov(z.mT).reshape(z.shape[1], z.shape[1])
         ridge = 1e-9 * cov.diagonal().mean() * torch.eye(len(cov), dtype=cov.dtype, device=cov.device)
         self.loc, self.tril = z.mean(0), torch.linalg.cholesky(cov + ridge)
@@ -54,6 +62,12 @@ class Fence:
     def inside(self, theta: Tensor) -> Tensor:
         """Which of theta (N, D) lie inside, (N,) bool."""
         return self.distance(theta) <= self.radius
+
+    def to(self, device: str | torch.device) -> "Fence":
+        """Move it to `device`, with coordinates of its own; returns self."""
+        self.coords = copy.deepcopy(self.coords).to(device)
+        self.loc, self.tril = self.loc.to(device), self.tril.to(device)
+        return self
 
     def penalty(self, theta: Tensor) -> Tensor:
         """What the fence takes off the potential, (N,): zero inside."""
@@ -73,5 +87,11 @@ class FencedPotential(BasePotential):
         self.inner, self.fence = inner, fence
 
     def evaluate(self, theta: Tensor, x: Tensor | None, x_is_iid: bool = True) -> Tensor:
-        values = self.inner.evaluate(theta, x, x_is_iid)
+        values = self.inner.evaluate(theta, self._x_o if x is None else x, x_is_iid)
         return values - self.fence.penalty(theta).to(values.dtype)
+
+    def to(self, device: str | torch.device) -> "FencedPotential":
+        self.inner.to(device)
+        self.fence.to(device)
+        super().to(device)
+        return self
