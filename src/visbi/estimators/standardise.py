@@ -59,7 +59,8 @@ class Standardise(nn.Module):
         """
         if self.kind == "none":
             return self
-        data, eps = data.detach().double(), torch.finfo(data.dtype).eps
+        eps = torch.finfo(data.dtype).eps
+        data = data.detach().to("cpu", torch.float64)  # some devices have no float64
         dims = 0 if self.kind == "independent" or data.dim() == 2 else tuple(range(data.dim()))
         loc = data.mean(dims).expand(self.loc.shape)
         scale = data.sub(loc).square().sum(0 if dims == 0 else dims)
@@ -68,11 +69,11 @@ class Standardise(nn.Module):
         scale = torch.where(varies, scale, torch.ones_like(scale)).expand(self.loc.shape)
         self.loc.copy_(loc)
         self.scale.copy_(scale)
-        log_abs_det = -self.scale.double().log().sum()
+        log_abs_det = -self.scale.cpu().double().log().sum()
         if self.whitening is not None:
             factor = _inverse_cholesky((data - loc) / scale)
             self.whitening.copy_(factor)
-            log_abs_det = log_abs_det + self.whitening.double().diagonal().log().sum()
+            log_abs_det = log_abs_det + self.whitening.cpu().double().diagonal().log().sum()
         self.log_abs_det.copy_(log_abs_det)
         return self
 

@@ -23,6 +23,9 @@ class TrainingOptions:
         patience: epochs without a better held-out loss before training stops.
         clip_value: largest norm of the gradient.
         weight_decay: what a step takes off every weight, as a share of it and in units of the learning rate.
+            It bounds weights by about 1/weight_decay, because a step of Adam moves them by the learning rate
+            at most: .1 leaves room for sharp densities; 1 is better where x has many entries that depend
+            smoothly on theta, and simulations are few. Compare `TrainingTrace.best_loss`.
         averaging: the weights that are validated and kept are a running average of the iterates with this
             factor, in [0, 1); 0 keeps the iterate itself.
 
