@@ -683,8 +683,8 @@ def _shape(sample_shape: Shape) -> torch.Size:
 
 
 def _advice(report: Report, r2: float) -> str:
-    """What a score of proportionality means; the report's word unless that is the better of the two."""
-    if report.status == "ok" and r2 < _PROPORTIONAL:
+    """What a score of proportionality means; the report's word unless the score is poor."""
+    if r2 < _PROPORTIONAL:
         return "q is not proportional to the potential there. Train longer, or use a richer family."
     return report.sentence
 

@@ -121,6 +121,8 @@ def inside(support: constraints.Constraint, theta: Tensor) -> Tensor:
     if isinstance(support, constraints.cat):  # torch strings the factors' rows together
         pieces = zip(support.cseq, theta.split(support.lengths, -1), strict=True)
         return torch.stack([inside(factor, piece) for factor, piece in pieces]).all(0)
+    if not theta.numel():  # torch cannot
+        return torch.ones(theta.shape[:-1], dtype=torch.bool, device=theta.device)
     mask = support.check(theta)
     extra = mask.ndim - (theta.ndim - 1)
     return mask.all(-1) if extra > 0 else mask
