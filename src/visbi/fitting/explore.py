@@ -61,6 +61,14 @@ def explore(target: Target, n: int = 512) -> Exploration:
     Args:
         target: ell in coordinates where the prior is near N(0, I).
         n: number of particles.
+
+    >>> from torch.distributions import Independent, Normal
+    >>> from visbi.priors import coordinates
+    >>> prior = Independent(Normal(torch.zeros(2), torch.ones(2)), 1)
+    >>> target = Target(prior.log_prob, coordinates(prior))  # the posterior is the prior
+    >>> found = explore(target, 64)
+    >>> found.betas.tolist(), round(found.log_evidence, 4) + 0.0
+    ([0.0, 1.0], 0.0)
     """
     z = torch.randn(n, target.dim, dtype=torch.float64, device=target.device)
     ell, gradient = target.value_and_gradient(z)

@@ -59,6 +59,13 @@ def match_gaussian(
         cov: (K, d, d) start; None is the identity.
         batch: draws per iteration; None is max(128, 2 d).
         max_iters: most iterations; fewer if the Gaussians settle.
+
+    >>> from torch.distributions import Independent, Normal
+    >>> from visbi.priors import coordinates
+    >>> prior = Independent(Normal(torch.zeros(2), torch.ones(2)), 1)
+    >>> target = Target(lambda theta: -50 * (theta - 0.7).square().sum(-1), coordinates(prior))
+    >>> match_gaussian(target).cov[0].diagonal().tolist()
+    [0.01, 0.01]
     """
     d = target.dim
     batch = max(128, 2 * d) if batch is None else batch

@@ -45,6 +45,13 @@ def ascend(
         show_progress_bars: show one.
 
     Ctrl-C returns the best so far.
+
+    >>> from visbi.priors import BoxUniform, coordinates
+    >>> coords = coordinates(BoxUniform(torch.zeros(2), torch.ones(2)))
+    >>> starts = torch.full((1, 2), 0.5)
+    >>> theta, value = ascend(lambda t: t[:, 0] - t[:, 1], coords, starts, num_iter=300)
+    >>> [round(entry, 3) for entry in theta.tolist()]
+    [1.0, 0.0]
     """
     positive_int("num_iter", num_iter)
     positive_int("num_to_optimize", num_to_optimize)

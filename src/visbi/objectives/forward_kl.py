@@ -32,6 +32,14 @@ def forward_kl(
         n: number of particles.
         weight_transform: applied to the weights (N,), scaled to mean 1, before they are normalised; for
             example `lambda w: w.clamp(max=10)`.
+
+    >>> import torch
+    >>> from visbi.families import named_family
+    >>> from visbi.priors import BoxUniform, coordinates
+    >>> q = named_family("gaussian", coordinates(BoxUniform(torch.zeros(1), torch.ones(1))))
+    >>> loss = forward_kl(q, lambda theta: torch.zeros(len(theta)), 8)  # q is the target, up to a constant
+    >>> abs(round(loss.value, 6))
+    0.0
     """
     particles = draw_particles(family, log_p, n, path=family.reparameterised, potential_gradient=False)
     log_w = particles.log_w()

@@ -42,6 +42,14 @@ def importance_weighted(
 
     Raises:
         ValueError: q cannot be reparameterised.
+
+    >>> import torch
+    >>> from visbi.families import named_family
+    >>> from visbi.priors import BoxUniform, coordinates
+    >>> q = named_family("gaussian", coordinates(BoxUniform(torch.zeros(1), torch.ones(1))))
+    >>> loss = importance_weighted(q, lambda theta: torch.full((len(theta),), 2.0), 8)  # evidence e^2
+    >>> round(loss.value, 6)
+    -2.0
     """
     if not family.reparameterised:
         expected = "a reparameterised family for vi_method 'IW'"
