@@ -65,6 +65,8 @@ def test_affine_body_by_hand():
     z = torch.randn(10, 3, dtype=torch.float64)
     exact = MultivariateNormal(LOC, scale_tril=TRIL)
     torch.testing.assert_close(body.log_prob(z), exact.log_prob(z))
+    drawn, log_q = body.rsample_and_log_prob(10)
+    torch.testing.assert_close(log_q, exact.log_prob(drawn))
     torch.testing.assert_close(body.score_at_draws(z), -(z - LOC) @ torch.cholesky_inverse(TRIL))
     assert [name for name, _ in body.named_parameters()] == [
         f"inner.{n}" for n, _ in inner.named_parameters()

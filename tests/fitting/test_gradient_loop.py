@@ -125,6 +125,15 @@ def test_a_gain_must_stand_out_from_the_noise(scale, steps):
     assert stop(falling(600, 1e-4) + noise(600, scale, seed=3)).num_iters == steps
 
 
+@pytest.mark.parametrize(("errors", "steps"), [(0.9, 200), (1.1, 400)])
+def test_noise_is_the_standard_error_of_the_difference_of_windows(errors, steps):
+    wave = torch.tensor([1.0, -1.0]).double().repeat(25)
+    error = math.sqrt(2) * float(wave.std()) / math.sqrt(50)
+    # every fourth window is a new best, by so many standard errors
+    gains = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2]).double() * errors * error
+    assert stop((wave - gains[:, None]).flatten(), eps=0.0).num_iters == steps
+
+
 @pytest.mark.parametrize(("eps", "steps"), [(0.0, 600), (1e-3, 600), (0.1, 200)])
 def test_a_gain_must_exceed_eps(eps, steps):
     assert stop(falling(600, 1e-4), eps=eps).num_iters == steps  # .005 to .015 from window to window

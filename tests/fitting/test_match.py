@@ -111,6 +111,26 @@ def test_one_bad_start_does_not_spoil_the_others():
     assert bool(match.loc.isfinite().all() and match.cov.isfinite().all())
 
 
+def test_one_step_solves_its_equation():
+    scale = torch.tensor([1.0, 2.0, 0.5]).double()
+    target = target_of(lambda theta: -(theta / scale).square().square().sum(-1) + theta[:, 0], 3)
+    mu = torch.tensor([0.3, -0.5, 0.1]).double()
+    root = torch.tensor([[0.8, 0.0, 0.0], [0.3, 1.1, 0.0], [0.0, -0.2, 0.6]]).double()
+    torch.manual_seed(1)
+    match = match_gaussian(target, mu[None], (root @ root.mT)[None], batch=40, max_iters=1)
+    torch.manual_seed(1)
+    z = mu + torch.randn(1, 40, 3, dtype=torch.float64)[0] @ root.mT
+    g = target.value_and_gradient(z)[1]
+    lam = 40 * 3.0
+    share = lam / (1 + lam)
+    zbar, gbar = z.mean(0), g.mean(0)
+    u = lam * torch.cov(g.mT, correction=0) + share * torch.outer(gbar, gbar)
+    v = root @ root.mT + lam * torch.cov(z.mT, correction=0) + share * torch.outer(mu - zbar, mu - zbar)
+    new = match.cov[0]
+    torch.testing.assert_close(new @ u @ new + new, v, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(match.loc[0], mu / (1 + lam) + share * (new @ gbar + zbar))
+
+
 def test_iterations_and_batch_are_as_asked():
     target = target_of(lambda theta: -theta.square().square().sum(-1), 3)
     match = match_gaussian(target, batch=17, max_iters=2)

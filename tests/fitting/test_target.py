@@ -82,6 +82,12 @@ def test_what_is_not_finite_is_low_flat_and_counted():
     assert target.value(z).tolist() == value.tolist() and target.n_nonfinite == 4
 
 
+def test_no_value_is_lower_than_what_is_not_finite():
+    target = Target(lambda theta: -1e200 * theta[:, 0].square(), coordinates(standard(1)))
+    assert target.value(torch.tensor([[1.0], [0.0]]).double()).tolist() == [-1e30, 0.0]
+    assert target.n_nonfinite == 0
+
+
 def test_plus_infinity_is_not_a_maximum():
     target = Target(lambda theta: torch.where(theta[:, 0] > 0, torch.inf, 0.0), coordinates(standard(1)))
     assert target.value(torch.tensor([[1.0], [-1.0]]).double()).tolist() == [-1e30, 0.0]
