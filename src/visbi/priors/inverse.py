@@ -89,18 +89,20 @@ def lasting(value: T, *, caching: bool = True) -> T:
     >>> log(torch.ones(1))
     tensor([0.])
     """
-    return _lasting(value, caching)
+    return _lasting(value, caching, {})
 
 
-def _lasting(value: Any, caching: bool) -> Any:
+def _lasting(value: Any, caching: bool, seen: dict[int, Any]) -> Any:
     if type(value) is _TorchInverse:
-        return Inverted(_lasting(value.inv, caching))
+        return Inverted(_lasting(value.inv, caching, seen))
     if isinstance(value, list):
-        return [_lasting(entry, caching) for entry in value]
+        return [_lasting(entry, caching, seen) for entry in value]
+    if id(value) in seen:  # shared or cyclic references stay so
+        return seen[id(value)]
     if isinstance(value, Distribution | Transform) and not isinstance(value, nn.Module):
-        out = copy.copy(value)  # its own partner is left out, and made again when asked for
+        seen[id(value)] = out = copy.copy(value)  # its own partner is left out, and made again when asked for
         entries = {name: entry for name, entry in vars(out).items() if name != "_inv"}
-        out.__dict__.update({name: _lasting(entry, caching) for name, entry in entries.items()})
+        out.__dict__.update({name: _lasting(entry, caching, seen) for name, entry in entries.items()})
         if "_cached_x_y" in entries:
             size = entries["_cache_size"] if caching else 0
             out.__dict__.update(_cached_x_y=(None, None), _cache_size=size)
