@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from visbi.certificate import Report
     from visbi.estimators import fit_likelihood, fit_ratio
+    from visbi.families import ZukoFlowType
+    from visbi.fitting.parameters import VIPosteriorParameters
     from visbi.posterior import VIPosterior
     from visbi.potentials import (
         BasePotential,
@@ -28,6 +30,8 @@ __all__ = [
     "Report",
     "TruncatedNormal",
     "VIPosterior",
+    "VIPosteriorParameters",
+    "ZukoFlowType",
     "fit_likelihood",
     "fit_ratio",
     "infer",
@@ -47,6 +51,8 @@ _HOME = {
     "Report": "visbi.certificate",
     "TruncatedNormal": "visbi.priors",
     "VIPosterior": "visbi.posterior",
+    "VIPosteriorParameters": "visbi.fitting.parameters",
+    "ZukoFlowType": "visbi.families",
     "fit_likelihood": "visbi.estimators",
     "fit_ratio": "visbi.estimators",
     "infer": "visbi.rounds",

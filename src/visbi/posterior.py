@@ -13,7 +13,7 @@ import os
 import warnings
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from visbi.certificate.weights import MIN_DRAWS
 from visbi.core.checks import finite_tensor, one_of, positive_int, violation
 from visbi.core.devices import move
 from visbi.core.random import seeded
-from visbi.core.types import LogDensity, Shape, ZScore
+from visbi.core.types import LogDensity, Seed, Shape, ZScore
 from visbi.families.base import Family
 from visbi.families.custom import family_from
 from visbi.families.names import FAMILY_NAMES, named_family
@@ -33,12 +33,17 @@ from visbi.fitting.config import METHODS, QUALITY_METRICS, TrainOptions
 from visbi.fitting.gradient import Trace
 from visbi.fitting.maximum import ascend
 from visbi.fitting.single import Problem, fit_single
-from visbi.fitting.state import SingleFit, Untrained
+from visbi.fitting.state import AmortizedFit, AmortizedTrace, SingleFit, Untrained, same
 from visbi.potentials.base import BasePotential
 from visbi.potentials.custom import as_potential
 from visbi.priors.distributions import as_prior
 from visbi.priors.inverse import lasting
 from visbi.priors.transforms import coordinates
+
+if TYPE_CHECKING:  # these load zuko
+    from visbi.families.conditional import ConditionalFamily
+    from visbi.families.names import ZukoFlowType
+    from visbi.fitting.parameters import VIPosteriorParameters
 
 __all__ = ["VIPosterior"]
 
@@ -119,7 +124,7 @@ class VIPosterior:
         self.z_score_theta: ZScore = z_score_theta
         self.z_score_x: ZScore = one_of("z_score_x", z_score_x, ("none", "independent", "structured"))  # type: ignore[assignment]
         self._coords = coordinates(self.prior, z_score=z_score_theta, theta_transform=theta_transform)
-        self._state: Untrained | SingleFit = Untrained()
+        self._state: Untrained | SingleFit | AmortizedFit = Untrained()
         x_o = self.potential_fn.return_x_o()
         self._x: Tensor | None = None if x_o is None else _observation(x_o)
         self._map: Tensor | None = None
@@ -134,9 +139,9 @@ class VIPosterior:
     # -------------------------------------------------------------------------
 
     @property
-    def q(self) -> Family:
-        """The variational family with its present weights."""
-        return self._family
+    def q(self) -> "Family | ConditionalFamily":
+        """The variational family with its present weights; q(theta | x) after `train_amortized`."""
+        return self._state.conditional if isinstance(self._state, AmortizedFit) else self._family
 
     @q.setter
     def q(self, q: Any) -> None:
@@ -296,7 +301,7 @@ class VIPosterior:
         x = self._x_or_default(x)
         with seeded(options.seed):
             self._fit(x, options)
-            self._map = self._map if _same(x, self._x) else None
+            self._map = self._map if same(x, self._x) else None
             self._x = x
             if options.quality_control:
                 self._quality_control(options.quality_control_metric)
@@ -305,6 +310,9 @@ class VIPosterior:
     def _fit(self, x: Tensor | None, options: TrainOptions) -> None:
         log_p = self._log_p(x)
         self._probe(log_p)
+        if isinstance(self._state, AmortizedFit):
+            warnings.warn("train() replaces the amortised fit by one to a single observation.", stacklevel=3)
+            self._state, self._map = Untrained(), None
         before = self._state if isinstance(self._state, SingleFit) else None
         problem = Problem(log_p, self._log_prior, self._coords)
         fit = fit_single(self._family, problem, self._method, options, before=before, warm=self._warm)
@@ -325,43 +333,133 @@ class VIPosterior:
     def _log_prior(self, theta: Tensor) -> Tensor:
         return self.prior.log_prob(theta)
 
+    def train_amortized(
+        self,
+        theta: Tensor,
+        x: Tensor,
+        n_particles: int = 128,
+        learning_rate: float = 1e-3,
+        gamma: float = 0.999,
+        max_num_iters: int = 500,
+        clip_value: float = 5.0,
+        batch_size: int = 64,
+        validation_fraction: float = 0.1,
+        validation_batch_size: int | None = None,
+        validation_n_particles: int | None = None,
+        stop_after_iters: int = 20,
+        show_progress_bar: bool = True,
+        retrain_from_scratch: bool = False,
+        flow_type: "ZukoFlowType | str | None" = None,
+        num_transforms: int | None = None,
+        hidden_features: int | None = None,
+        z_score_theta: ZScore | None = None,
+        z_score_x: ZScore | None = None,
+        params: "VIPosteriorParameters | None" = None,
+        *,
+        seed: Seed = None,
+        embedding_net: nn.Module | None = None,
+    ) -> "VIPosterior":
+        """Fit q(theta | x), one q for all x, by the ELBO on simulated observations. Returns self.
+
+        A second call trains on, unless `retrain_from_scratch` or another choice of what to build asks for
+        fresh weights. What is not chosen is taken from `params`, then from the fit that is trained on, then
+        from the instance.
+
+        Args:
+            theta: parameters of the simulations, (N, D).
+            x: their observations, (N, ...); each row is one observation.
+            n_particles: draws of q per x.
+            learning_rate, gamma: of the first step, and its factor after every step.
+            max_num_iters: largest number of steps.
+            clip_value: largest norm of the gradient.
+            batch_size: x per step.
+            validation_fraction: share of the x that are held out, in (0, 1).
+            validation_batch_size, validation_n_particles: held-out x looked at after every step, and draws
+                for each; None: as in a step.
+            stop_after_iters: steps without a lower held-out loss that end the fit.
+            show_progress_bar: show one.
+            retrain_from_scratch: start from fresh weights.
+            flow_type: the family: a name of `FAMILY_NAMES` or a `ZukoFlowType`.
+            num_transforms, hidden_features: layers and width of its networks.
+            z_score_theta, z_score_x: its coordinates, and how x is standardised.
+            params: several of the above in one value.
+            seed: makes the fit repeatable and leaves torch's global generator alone.
+            embedding_net: applied to standardised x (M, ...), gives (M, features); copied, then trained.
+
+        Raises:
+            ValueError: theta and x of different lengths, none, not finite, another D than the prior's, an
+                unknown name, or a value out of range.
+            TypeError: an argument of the wrong kind.
+
+        >>> from visbi.priors import BoxUniform
+        >>> prior = BoxUniform(-3 * torch.ones(2), 3 * torch.ones(2))
+        >>> def potential(theta, x):
+        ...     return -0.5 * ((theta - x) / 0.5).square().sum(-1)
+        >>> theta = prior.sample((200,))
+        >>> x = theta + 0.5 * torch.randn_like(theta)
+        >>> options = dict(flow_type="gaussian", max_num_iters=10, show_progress_bar=False)
+        >>> posterior = VIPosterior(potential, prior).train_amortized(theta, x, **options)
+        >>> posterior.sample((7,), x[:3]).shape, posterior.log_prob(theta[:3], x[:3]).shape
+        (torch.Size([7, 3, 2]), torch.Size([3]))
+        """
+        from visbi.fitting.amortized import AmortizedOptions, Choice, amortize
+
+        options = AmortizedOptions(
+            n_particles=n_particles,
+            learning_rate=learning_rate,
+            gamma=gamma,
+            max_num_iters=max_num_iters,
+            clip_value=clip_value,
+            batch_size=batch_size,
+            validation_fraction=validation_fraction,
+            validation_batch_size=validation_batch_size,
+            validation_n_particles=validation_n_particles,
+            stop_after_iters=stop_after_iters,
+            show_progress_bar=show_progress_bar,
+            retrain_from_scratch=retrain_from_scratch,
+            seed=seed,
+        )
+        choice = Choice(flow_type, num_transforms, hidden_features, z_score_theta, z_score_x)
+        instance = Choice(
+            self._family, self.num_transforms, self.hidden_features, self.z_score_theta, self.z_score_x
+        )
+        fit = amortize(
+            (theta, x),
+            self.potential_fn,
+            self.prior,
+            self._coords,
+            options,
+            choices=(choice, params, instance),
+            embedding_net=embedding_net,
+            before=self._state,
+        )
+        if isinstance(self._state, SingleFit):  # q(theta) goes back to its start
+            self._family = self._family.fresh().to(self._device)
+        self._state, self._map = fit, None
+        return self
+
     # -- using the fit
     # --------------------------------------------------------------------------------------------
 
-    def _last_fit(self) -> SingleFit:
-        if isinstance(self._state, Untrained):
-            raise ValueError("This posterior has not been fitted yet: call train() first.")
-        return self._state
-
-    def _fitted(self, x: Tensor | None) -> SingleFit:
-        """The fit, if it is one to x, or to the default x where none is given."""
-        state = self._last_fit()
-        x = self._x if x is None else _observation(x).to(self._device)
-        if x is not None and not _same(x, state.x):
-            raise ValueError(
-                violation(
-                    "x",
-                    "the observation that q was fitted to (call train(x) for another one)",
-                    "another observation",
-                )
-            )
-        return state
+    def _fitted(self, x: Tensor | None) -> SingleFit | AmortizedFit:
+        """The fit for x, or for the default x where none is given."""
+        return self._state.at(self._x if x is None else _observation(x).to(self._device))
 
     def sample(
         self, sample_shape: Shape = (), x: Tensor | None = None, show_progress_bars: bool = True
     ) -> Tensor:
-        """Draws of q, (*sample_shape, D).
+        """Draws of q, (*sample_shape, D); of an amortised q at many x, (*sample_shape, num_obs, D).
 
         Args:
             sample_shape: shape of the draws; () gives one of shape (D,).
-            x: must be the observation q was fitted to, or None.
+            x: the observation q was fitted to, or None; for an amortised q one or many, (num_obs, ...).
             show_progress_bars: unused, drawing is one call.
 
         Raises:
-            ValueError: before `train()`, or for another x, be it the default one.
+            ValueError: before training; for another x, be it the default one; x missing or of another shape.
             TypeError: `sample_shape` is no shape.
         """
-        return self._fitted(x).family.sample(_shape(sample_shape))
+        return self._fitted(x).sample(_shape(sample_shape))
 
     def sample_batched(
         self,
@@ -370,11 +468,23 @@ class VIPosterior:
         max_sampling_batch_size: int = 10_000,
         show_progress_bars: bool = True,
     ) -> Tensor:
-        """Draws for many observations, (*sample_shape, num_obs, D).
+        """Draws of an amortised q for many observations, (*sample_shape, num_obs, D).
+
+        Args:
+            sample_shape: shape of the draws for each observation.
+            x: observations (num_obs, ...).
+            max_sampling_batch_size: draws, over all observations, in one pass.
+            show_progress_bars: unused.
 
         Raises:
             NotImplementedError: q was fitted to one observation.
+            ValueError: before training, or x of another shape.
         """
+        at_once = positive_int("max_sampling_batch_size", max_sampling_batch_size)
+        if isinstance(self._state, AmortizedFit):
+            return self._state.at(_observation(x).to(self._device)).sample_batched(
+                _shape(sample_shape), at_once
+            )
         raise NotImplementedError(
             "This q belongs to one observation. Use train_amortized() before sample_batched(), "
             "or fit many observations one by one."
@@ -383,13 +493,15 @@ class VIPosterior:
     def log_prob(self, theta: Tensor, x: Tensor | None = None, track_gradients: bool = False) -> Tensor:
         """log q(theta), (batch,), for theta (batch, D); -inf outside the prior's support.
 
+        For an amortised q, log q(theta | x): theta (batch, D) and x (batch, ...), or one row in either.
+
         Raises:
-            ValueError: before `train()`, for another x, or for theta of another length.
+            ValueError: before training, for another x, for theta of another length, or numbers of rows that
+                do not fit.
         """
-        state = self._fitted(x)
-        theta = self._theta(theta)
+        fit, theta = self._fitted(x), self._theta(theta)
         with torch.set_grad_enabled(track_gradients):
-            return state.family.log_prob(theta).to(theta.dtype)
+            return fit.log_prob(theta).to(theta.dtype)
 
     def potential(self, theta: Tensor, x: Tensor | None = None, track_gradients: bool = False) -> Tensor:
         """The potential log p(theta | x) + const, (batch,), for theta (batch, D)."""
@@ -425,42 +537,42 @@ class VIPosterior:
         Ctrl-C ends the search and keeps the best so far.
         """
         x = self._x_or_default(x)
-        if self._map is None or force_update or not _same(x, self._x):
+        if self._map is None or force_update or not same(x, self._x):
             best, _ = ascend(
                 self._log_p(x),
                 self._coords,
-                self._starts(init_method, positive_int("num_init_samples", num_init_samples)),
+                self._starts(x, init_method, positive_int("num_init_samples", num_init_samples)),
                 num_iter=num_iter,
                 num_to_optimize=num_to_optimize,
                 learning_rate=learning_rate,
                 save_best_every=save_best_every,
                 show_progress_bars=show_progress_bars,
             )
-            if not _same(x, self._x):
+            if not same(x, self._x):
                 return best[None]
             self._map = best[None]
         return self._map
 
-    def _starts(self, init_method: str | Tensor, n: int) -> Tensor:
+    def _starts(self, x: Tensor | None, init_method: str | Tensor, n: int) -> Tensor:
         if isinstance(init_method, Tensor):
             return self._theta(finite_tensor("init_method", init_method))
         one_of("init_method", init_method, ("proposal", "posterior", "prior"))
         if init_method == "prior":
             return self.prior.sample(torch.Size([n]))
-        return self._last_fit().family.sample((n,))
+        return self._state.latest(x).family.sample((n,))
 
     # -- how good it is
     # -------------------------------------------------------------------------------------------
 
     @property
-    def trace(self) -> Trace:
+    def trace(self) -> Trace | AmortizedTrace:
         """How the objective went during the last fit."""
-        return self._last_fit().trace
+        return self._state.trace
 
     @property
     def report(self) -> Report:
-        """The certificate of the last fit; made on first use."""
-        state = self._last_fit()
+        """The certificate of the last fit, of an amortised one at the default x; made on first use."""
+        state = self._state.latest(self._x)
         if state.report is None:
             state = replace(state, report=self._certify(_CERTIFICATE_DRAWS))
             self._state = state
@@ -488,14 +600,14 @@ class VIPosterior:
         return report
 
     def _certify(self, n: int) -> Report:
-        state = self._last_fit()
+        state = self._state.latest(self._x)
         with torch.no_grad():
             theta, log_q = state.family.sample_and_log_prob(n)
             log_p = _in_pieces(self._log_p(state.x), theta)
         return certify(log_p, log_q, stop_reason=state.trace.stop_reason)
 
     def _proportionality(self, metric: str, n: int) -> float:
-        state = self._last_fit()
+        state = self._state.latest(self._x)
         with torch.no_grad():
             theta = state.family.sample((n,)) if metric == "prop" else self.prior.sample(torch.Size([n]))
             return proportionality(_in_pieces(self._log_p(state.x), theta), state.family.log_prob(theta))
@@ -524,13 +636,7 @@ class VIPosterior:
         self._family = self._family.to(device)
         self._x = None if self._x is None else self._x.to(device)
         self._map = None if self._map is None else self._map.to(device)
-        if isinstance(self._state, SingleFit):
-            for entries in self._state.optimizer.state.values():
-                entries.update(
-                    {k: v.to(device) if isinstance(v, Tensor) and v.ndim else v for k, v in entries.items()}
-                )
-            x = None if self._state.x is None else self._state.x.to(device)
-            self._state = replace(self._state, x=x)
+        self._state = self._state.to(device)
         return self
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -544,9 +650,12 @@ class VIPosterior:
 
         Raises:
             OSError: it cannot be written.
+            NotImplementedError: the fit is an amortised one.
         """
         from visbi.saving import Parts, save_parts
 
+        if isinstance(self._state, AmortizedFit):
+            raise NotImplementedError("Amortised fits cannot be saved to this format yet: use torch.save.")
         options = {name: getattr(self, attribute) for name, attribute in _SAVED_OPTIONS.items()}
         parts = Parts(
             prior=self.prior,
@@ -662,14 +771,6 @@ def _observation(x: Any) -> Tensor:
 def _ignores_x(potential: BasePotential) -> bool:
     """A plain callable may have its observation inside."""
     return hasattr(potential, "potential_fn")
-
-
-def _same(a: Tensor | None, b: Tensor | None) -> bool:
-    if a is None or b is None:
-        return a is b
-    if a.shape != b.shape:
-        return False
-    return "meta" in (a.device.type, b.device.type) or bool((a == b).all())  # no numbers there to compare
 
 
 def _shape(sample_shape: Shape) -> torch.Size:

@@ -2,7 +2,7 @@
 
 from visbi.families.base import Body, Draws, Family, LinkedFamily
 from visbi.families.custom import DistributionFamily, family_from
-from visbi.families.names import FAMILY_NAMES, named_body, named_family
+from visbi.families.names import FAMILY_NAMES, ZukoFlowType, named_body, named_family
 
 __all__ = [
     "FAMILY_NAMES",
@@ -11,6 +11,7 @@ __all__ = [
     "Draws",
     "Family",
     "LinkedFamily",
+    "ZukoFlowType",
     "family_from",
     "named_body",
     "named_family",

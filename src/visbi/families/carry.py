@@ -125,7 +125,8 @@ def _masked_network(
     h, weights, slopes = x, [], []
     for module in hidden:
         if hasattr(module, "mask"):
-            weight, bias = module.mask * module.weight, module.bias
+            weight = module.mask * module.weight
+            bias: Any = module.bias
             if context is not None and not weights:
                 weight, from_context = weight.tensor_split([x.shape[1]], dim=1)
                 bias = _tiled(functional.linear(context, from_context, bias), len(x))

@@ -24,7 +24,7 @@ from visbi.families.base import Body, path_part
 from visbi.families.carry import carry
 from visbi.families.spline import RationalQuadraticSpline, spline_shapes
 
-__all__ = ["AutoregressiveBody", "CouplingFlowBody", "GaussianizationBody", "spline_flow"]
+__all__ = ["AutoregressiveBody", "CouplingFlowBody", "GaussianizationBody", "shrink", "spline_flow"]
 
 _LOG_2PI = math.log(2 * math.pi)
 
@@ -41,7 +41,7 @@ class _FlowBody(Body):
         self.layers = nn.ModuleList(flow.transform.transforms)
         # outputs near zero make every layer near the identity: q starts as the prior in its coordinates
         for layer in self.layers:
-            _shrink(layer)
+            shrink(layer)
 
     def _noise(self, n: int) -> Tensor:
         weight = next(self.parameters())
@@ -105,9 +105,11 @@ class AutoregressiveBody(_FlowBody):
         return z, log_q, path_part(log_q, z, score)
 
 
-def spline_flow(dim: int, *, bins: int = 8, **options: Any) -> Any:
+def spline_flow(dim: int, context: int = 0, *, bins: int = 8, **options: Any) -> Any:
     """zuko's masked autoregressive flow with our splines as its entries."""
-    return zuko.flows.MAF(dim, univariate=RationalQuadraticSpline, shapes=spline_shapes(bins), **options)
+    return zuko.flows.MAF(
+        dim, context, univariate=RationalQuadraticSpline, shapes=spline_shapes(bins), **options
+    )
 
 
 class GaussianizationBody(Body):
@@ -141,7 +143,8 @@ def _total(ladj: Tensor, like: Tensor) -> Tensor:
     return ladj.sum(-1) if ladj.ndim > like.ndim else ladj
 
 
-def _shrink(layer: nn.Module) -> None:
+def shrink(layer: nn.Module) -> None:
+    """Bring one of zuko's layers near the identity, in place."""
     with torch.no_grad():
         for network in (
             getattr(layer, "hyper", None),

@@ -4,19 +4,37 @@ A name becomes a function d -> Body; `linked` carries the body to a prior's supp
 """
 
 from collections.abc import Callable
+from enum import Enum
 from functools import partial
+from typing import Any
 
 from visbi.core.checks import one_of, positive_int
 from visbi.families.base import Body, LinkedFamily
 from visbi.families.gaussian import GaussianBody
 from visbi.priors.transforms import Coordinates
 
-__all__ = ["FAMILY_NAMES", "named_body", "named_family"]
+__all__ = ["FAMILY_NAMES", "ZukoFlowType", "name_of", "named_body", "named_family"]
 
 _AUTOREGRESSIVE = {"maf": "MAF", "nsf": "NSF", "naf": "NAF", "unaf": "UNAF", "sospf": "SOSPF"}
 
 FAMILY_NAMES = (*_AUTOREGRESSIVE, "nice", "gf", "gaussian", "gaussian_diag")
 """Every name that `q=` accepts."""
+
+
+class ZukoFlowType(Enum):
+    """The flows by name, for those who prefer a member to a string; values are in `FAMILY_NAMES`.
+
+    >>> ZukoFlowType.NSF.value
+    'nsf'
+    """
+
+    GF = "gf"
+    MAF = "maf"
+    NAF = "naf"
+    NICE = "nice"
+    NSF = "nsf"
+    SOSPF = "sospf"
+    UNAF = "unaf"
 
 
 def _autoregressive(dim: int, flow: str, num_transforms: int, hidden_features: int) -> Body:
@@ -87,3 +105,20 @@ def named_family(
     """
     build = named_body(name, num_transforms=num_transforms, hidden_features=hidden_features)
     return LinkedFamily(build(coords.dim_z).to(coords.low.device), coords, build)
+
+
+def name_of(family: LinkedFamily) -> str | None:
+    """The name under which `named_family` made a family, or None.
+
+    >>> import torch
+    >>> from visbi.priors import BoxUniform, coordinates
+    >>> name_of(named_family("gaussian", coordinates(BoxUniform(torch.zeros(2), torch.ones(2)))))
+    'gaussian'
+    """
+    keywords: dict[str, Any] = getattr(family.build, "keywords", {})
+    options = {name: keywords[name] for name in ("num_transforms", "hidden_features") if name in keywords}
+    for name in FAMILY_NAMES:
+        named: Any = named_body(name, **options)
+        if named.func is getattr(family.build, "func", None) and named.keywords == keywords:
+            return name
+    return None

@@ -1,21 +1,56 @@
-"""What a posterior is at any moment: not trained, or fitted to one observation."""
+"""What a posterior is at any moment: not trained, fitted to one observation, or amortised.
 
-from dataclasses import dataclass
-from typing import Any
+All three answer the same questions, so that nobody needs to ask which one it is: `at(x)` is the fit for x,
+`latest(x)` the one to draw from when the question is about x but an older fit will do. Both give something
+that has `sample`, `log_prob`, `family`, `x` and `trace`.
+"""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
 
+from visbi.core.checks import violation
 from visbi.families.base import Family
 from visbi.fitting.config import TrainOptions
 from visbi.fitting.gradient import Trace
 
-__all__ = ["SingleFit", "Untrained"]
+if TYPE_CHECKING:  # it loads zuko
+    from visbi.families.conditional import ConditionalFamily
+
+__all__ = ["AmortizedFit", "AmortizedTrace", "SingleFit", "Untrained", "same"]
+
+_DRAWS_AT_ONCE = 10_000
+
+
+def same(a: Tensor | None, b: Tensor | None) -> bool:
+    """Whether two observations agree in shape and in every entry."""
+    if a is None or b is None:
+        return a is b
+    if a.shape != b.shape:
+        return False
+    return "meta" in (a.device.type, b.device.type) or bool((a == b).all())  # no numbers there to compare
 
 
 @dataclass(frozen=True)
 class Untrained:
     """No fit yet."""
+
+    def at(self, x: Tensor | None) -> NoReturn:
+        """There is none: ValueError."""
+        raise ValueError("This posterior has not been fitted yet: call train() or train_amortized() first.")
+
+    latest = at
+
+    @property
+    def trace(self) -> NoReturn:
+        """There is none: ValueError."""
+        self.at(None)
+
+    def to(self, device: str | torch.device) -> "Untrained":
+        """Nothing to move."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -41,3 +76,131 @@ class SingleFit:
     optimizer: torch.optim.Optimizer
     scheduler: Any
     report: Any = None
+
+    def at(self, x: Tensor | None) -> "SingleFit":
+        """This fit, if it is one to x; None asks for no x in particular.
+
+        Raises:
+            ValueError: another x.
+        """
+        if x is None or same(x, self.x):
+            return self
+        expected = "the observation that q was fitted to (call train(x) for another one)"
+        raise ValueError(violation("x", expected, "another observation"))
+
+    def latest(self, x: Tensor | None) -> "SingleFit":
+        """This fit, whatever x."""
+        return self
+
+    def sample(self, shape: torch.Size) -> Tensor:
+        """Draws of q, (*shape, D)."""
+        return self.family.sample(shape)
+
+    def log_prob(self, theta: Tensor) -> Tensor:
+        """log q(theta), (N,), for theta (N, D)."""
+        return self.family.log_prob(theta)
+
+    def to(self, device: str | torch.device) -> "SingleFit":
+        """This fit with everything but the family, which its owner moves, on `device`."""
+        for entries in self.optimizer.state.values():
+            entries.update(
+                {k: v.to(device) if isinstance(v, Tensor) and v.ndim else v for k, v in entries.items()}
+            )
+        return replace(self, x=None if self.x is None else self.x.to(device))
+
+
+@dataclass(frozen=True)
+class AmortizedTrace:
+    """How an amortised fit went.
+
+    Attributes:
+        loss: minus the ELBO of each step's batch, in nats.
+        validation_loss: the same on held-out x, always the same ones with the same noise; its first entry
+            belongs to the weights before the first step.
+        stop_reason: why the fit ended, in a sentence.
+        best_iter: after how many steps the weights that were kept had been reached.
+        skipped: steps whose loss or gradient was not finite.
+        excluded: particles, over all steps, whose potential was not finite.
+    """
+
+    loss: tuple[float, ...]
+    validation_loss: tuple[float, ...]
+    stop_reason: str
+    best_iter: int
+    skipped: int = 0
+    excluded: int = 0
+
+    @property
+    def num_iters(self) -> int:
+        """Steps taken."""
+        return len(self.loss)
+
+
+@dataclass(frozen=True)
+class AmortizedFit:
+    """q(theta | x) fitted to many observations at once.
+
+    Attributes:
+        conditional: the fitted q.
+        trace: how the losses went.
+        options: what the fit was told.
+        x: the observations (M, ...) that are looked at, or None.
+        report: the certificate of q at x, or None if it was not asked for.
+        method: the divergence.
+    """
+
+    conditional: "ConditionalFamily"
+    trace: AmortizedTrace
+    options: Any
+    x: Tensor | None = None
+    report: Any = None
+    method: str = "amortised rKL"
+
+    def at(self, x: Tensor | None) -> "AmortizedFit":
+        """This fit looked at in x (M, ...), or in a single x without the leading axis.
+
+        Raises:
+            ValueError: x is None or has another shape than those of the training.
+        """
+        if x is None:
+            raise ValueError(violation("x", "an observation (pass x or call set_default_x)", None))
+        rows = self.conditional.observations(x)
+        return replace(self, x=rows, report=self.report if same(rows, self.x) else None)
+
+    latest = at
+
+    @property
+    def family(self) -> Family:
+        """q at the one observation that is looked at; ValueError if there are more."""
+        assert self.x is not None
+        if len(self.x) != 1:
+            raise ValueError(violation("x", "a single observation", f"{len(self.x)}"))
+        return self.conditional.at(self.x)
+
+    def sample(self, shape: torch.Size) -> Tensor:
+        """Draws of q(theta | x), (*shape, D) for one x, (*shape, M, D) for more."""
+        theta = self.sample_batched(shape, _DRAWS_AT_ONCE)
+        return theta.squeeze(-2) if theta.shape[-2] == 1 else theta
+
+    def sample_batched(self, shape: torch.Size, at_once: int) -> Tensor:
+        """Draws of q(theta | x), (*shape, M, D), at most `at_once` of them in one pass."""
+        assert self.x is not None
+        n, columns = shape.numel(), []
+        with torch.no_grad():
+            for x in self.x.split(at_once):
+                step = max(1, at_once // len(x))
+                parts = [self.conditional.draw(x, min(step, n - k))[0] for k in range(0, n, step)]
+                empty = self.x.new_empty(0, len(x), self.conditional.coords.dim_theta)
+                columns.append(torch.cat(parts) if parts else empty)
+        theta = torch.cat(columns, 1)
+        return theta.reshape(*shape, *theta.shape[1:])
+
+    def log_prob(self, theta: Tensor) -> Tensor:
+        """log q(theta | x), for theta (N, D) and M = N observations, or one row in either."""
+        assert self.x is not None
+        return self.conditional.log_prob(theta, self.x)
+
+    def to(self, device: str | torch.device) -> "AmortizedFit":
+        """This fit on `device`."""
+        x = None if self.x is None else self.x.to(device)
+        return replace(self, conditional=self.conditional.to(device), x=x)
