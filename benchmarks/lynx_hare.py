@@ -88,6 +88,13 @@ def worst(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     return result
 
 
+def earlier(output: Path, commit: str) -> list[dict[str, Any]]:
+    """The rows that a former run at the same commit has left in `output`."""
+    path = output / "lynx_hare.json"
+    former = json.loads(path.read_text()) if path.exists() else {"commit": None}
+    return former["rows"] if former["commit"] == commit else []
+
+
 def source() -> tuple[str, bool]:
     """The commit, and whether src/ and this script are as committed."""
     commit = _git("rev-parse", "--short=12", "HEAD")
@@ -110,8 +117,8 @@ def page(result: dict[str, Any], reference: dict[str, Any]) -> str:
         "Posterior of 8 parameters. Mean off: (mean of q - mean of NUTS) / sd of NUTS. "
         f"Ratio: sd of q / sd of NUTS. {DRAWS} draws of q for each row, without importance weights; "
         "their noise and the reference's is about 0.006 sd. "
-        "Seconds: simulating, learning, fitting, certifying; by the clock, which other work on the machine slows, "
-        "and of CPU.",
+        "Seconds: simulating, learning, fitting, certifying; by the clock, which other work on the machine "
+        "slows, and of CPU.",
         f"Reference: {reference['chains']} NUTS chains of {reference['draws_per_chain']} draws; "
         f"log-evidence of the log counts {evidence['value_of_log_counts']:.3f} "
         f"+- {evidence['standard_error']:.3f}.",
@@ -176,6 +183,7 @@ def main() -> None:
     parser.add_argument("--fits", nargs="+", choices=list(FITS), default=list(FITS))
     parser.add_argument("--machine", default="2-core shared x86 machine", help="its class, for the page")
     parser.add_argument("--output", type=Path, default=HERE / "results")
+    parser.add_argument("--add", action="store_true", help="keep what the output has of the same commit")
     options = parser.parse_args()
 
     torch.set_num_threads(1)
@@ -183,7 +191,7 @@ def main() -> None:
     task = lynx_hare.task()
     commit, clean = source()
     load_before = os.getloadavg()[0]
-    rows = []
+    rows = earlier(options.output, commit) if options.add else []
     for kind in options.fits:
         for seed in options.seeds:
             row = measure(kind, task, seed, reference)
@@ -192,7 +200,8 @@ def main() -> None:
                 f"ratio {row['worst_sd_ratio']:.3f}, {row['report']['status']}, {row['seconds']:.0f} s",
                 flush=True,
             )
-            rows.append(row)
+            rows = [r for r in rows if (r["fit"], r["seed"]) != (kind, seed)] + [row]
+    rows.sort(key=lambda row: (list(FITS).index(row["fit"]), row["seed"]))
     result = {
         "what": "lynx-hare posterior by visbi beside long NUTS",
         "commit": commit,
