@@ -27,7 +27,7 @@ def demo(
         bool, typer.Option(help="Fewer simulations and shorter fits, for a first look.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
-    workers: Annotated[int, typer.Option(help="Processes that simulate.")] = 1,
+    workers: Annotated[int, typer.Option(help="Processes that simulate.")] = 2,
 ) -> None:
     """Lynx and hare of the Hudson Bay: from simulations to a certified posterior."""
     import torch

@@ -21,10 +21,21 @@ from visbi.rounds import Inference, Round, infer
 from visbi.simulators.zoo import lynx_hare
 from visbi.simulators.zoo.task import Task
 
-__all__ = ["Effort", "FULL", "QUICK", "compare", "exact_posterior", "run_demo", "simulation_posterior"]
+__all__ = [
+    "Effort",
+    "FULL",
+    "QUICK",
+    "WORKERS",
+    "compare",
+    "exact_posterior",
+    "run_demo",
+    "simulation_posterior",
+]
 
 _DRAWS = 20_000
 _FAR = 8.0  # a count e^8 times larger or smaller than the data's is produced by no theta of interest
+
+WORKERS = 2  # processes that simulate, unless told otherwise
 
 
 @dataclass(frozen=True)
@@ -53,7 +64,7 @@ def run_demo(
     *,
     effort: Effort = FULL,
     seed: int = 0,
-    workers: int = 1,
+    workers: int = WORKERS,
     say: Callable[[str], None] = print,
 ) -> Path:
     """Run it and write everything to the folder `output`, which is returned.
@@ -91,7 +102,12 @@ def run_demo(
 
 
 def simulation_posterior(
-    task: Task, effort: Effort, *, seed: int = 0, workers: int = 1, say: Callable[[str], None] | None = None
+    task: Task,
+    effort: Effort,
+    *,
+    seed: int = 0,
+    workers: int = WORKERS,
+    say: Callable[[str], None] | None = None,
 ) -> Inference:
     """The posterior of the lynx and hare from simulations alone.
 
@@ -115,7 +131,8 @@ def simulation_posterior(
         simulations=effort.simulations,
         q=effort.q,
         usable=usable,
-        options=TrainingOptions(max_epochs=effort.max_epochs),
+        # 42 smooth means: strongly held weights fit them better
+        options=TrainingOptions(max_epochs=effort.max_epochs, weight_decay=1.0),
         train={"max_num_iters": effort.max_num_iters},
         workers=workers,
         seed=seed,
