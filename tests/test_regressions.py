@@ -378,6 +378,8 @@ def test_defect_01_iw_is_not_rkl() -> None:
     for k in (2, 8):
         many = gradient("IW", n_particles=256 // k, K=k)
         assert (many - one).norm() > 0.1 * one.norm()
+    two, eight = (gradient("IW", n_particles=32, K=k) for k in (2, 8))
+    assert (two - eight).norm() > 0.01 * eight.norm()  # K is not idle
     total = dict(dreg=False, stick_the_landing=False)
     assert torch.allclose(gradient("IW", K=1, **total), gradient("rKL", **total), rtol=1e-6)
 
