@@ -29,6 +29,7 @@ from visbi.core.types import LogDensity, Seed, Shape, ZScore
 from visbi.families.base import Family
 from visbi.families.custom import family_from
 from visbi.families.names import FAMILY_NAMES, named_family
+from visbi.fitting.amortized_config import AmortizedOptions, Choice
 from visbi.fitting.config import METHODS, QUALITY_METRICS, TrainOptions
 from visbi.fitting.gradient import Trace
 from visbi.fitting.maximum import ascend
@@ -48,6 +49,7 @@ if TYPE_CHECKING:  # these load zuko
 __all__ = ["VIPosterior"]
 
 _DEFAULT = TrainOptions.DEFAULT
+_AMORTIZED = AmortizedOptions.DEFAULT
 _CERTIFICATE_DRAWS = 50_000
 _SAVED_OPTIONS = {  # plain values by their names in a file
     "device": "_device",
@@ -337,18 +339,18 @@ class VIPosterior:
         self,
         theta: Tensor,
         x: Tensor,
-        n_particles: int = 128,
-        learning_rate: float = 1e-3,
-        gamma: float = 0.999,
-        max_num_iters: int = 500,
-        clip_value: float = 5.0,
-        batch_size: int = 64,
-        validation_fraction: float = 0.1,
-        validation_batch_size: int | None = None,
-        validation_n_particles: int | None = None,
-        stop_after_iters: int = 20,
-        show_progress_bar: bool = True,
-        retrain_from_scratch: bool = False,
+        n_particles: int = _AMORTIZED.n_particles,
+        learning_rate: float = _AMORTIZED.learning_rate,
+        gamma: float = _AMORTIZED.gamma,
+        max_num_iters: int = _AMORTIZED.max_num_iters,
+        clip_value: float = _AMORTIZED.clip_value,
+        batch_size: int = _AMORTIZED.batch_size,
+        validation_fraction: float = _AMORTIZED.validation_fraction,
+        validation_batch_size: int | None = _AMORTIZED.validation_batch_size,
+        validation_n_particles: int | None = _AMORTIZED.validation_n_particles,
+        stop_after_iters: int = _AMORTIZED.stop_after_iters,
+        show_progress_bar: bool = _AMORTIZED.show_progress_bar,
+        retrain_from_scratch: bool = _AMORTIZED.retrain_from_scratch,
         flow_type: "ZukoFlowType | str | None" = None,
         num_transforms: int | None = None,
         hidden_features: int | None = None,
@@ -402,7 +404,7 @@ class VIPosterior:
         >>> posterior.sample((7,), x[:3]).shape, posterior.log_prob(theta[:3], x[:3]).shape
         (torch.Size([7, 3, 2]), torch.Size([3]))
         """
-        from visbi.fitting.amortized import AmortizedOptions, Choice, amortize
+        from visbi.fitting.amortized import amortize  # loads zuko
 
         options = AmortizedOptions(
             n_particles=n_particles,

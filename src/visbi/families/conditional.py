@@ -14,53 +14,23 @@ Autoregressive layers are built in the direction that samples in one pass, becau
 every step; h is computed once for each x and shared by all of its draws.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from visbi.core.checks import one_of, positive_int, violation
-from visbi.core.types import Shape, ZScore
+from visbi.core.checks import violation
+from visbi.core.types import Shape
 from visbi.estimators.networks import ResidualNetwork, embedded_features
-from visbi.estimators.standardise import Z_SCORES, Standardise
+from visbi.estimators.standardise import Standardise
 from visbi.families.base import Draws, Family, kept_inside, path_part
+from visbi.families.conditional_config import ConditionalConfig
 from visbi.families.conditional_flows import ConditionalBody, conditional_body
-from visbi.families.names import FAMILY_NAMES
 from visbi.priors.transforms import Coordinates
 
-__all__ = ["ConditionalConfig", "ConditionalFamily", "ObservedFamily"]
+__all__ = ["ConditionalFamily", "ObservedFamily"]
 
 _LOG_SCALE_BOUND = 20.0  # scales within e^+-20 of the prior's: nothing overflows far from the training data
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConditionalConfig:
-    """What a `ConditionalFamily` is built from.
-
-    Attributes:
-        flow_type: one of `FAMILY_NAMES`.
-        num_transforms: layers of the flow.
-        hidden_features: width of all networks.
-        z_score_theta: which coordinates z is in.
-        z_score_x: how x is standardised.
-
-    Raises:
-        ValueError: an unknown name or a number below 1.
-    """
-
-    flow_type: str
-    num_transforms: int
-    hidden_features: int
-    z_score_theta: ZScore
-    z_score_x: ZScore
-
-    def __post_init__(self) -> None:
-        one_of("flow_type", self.flow_type, FAMILY_NAMES)
-        for name in ("num_transforms", "hidden_features"):
-            object.__setattr__(self, name, positive_int(name, getattr(self, name)))
-        one_of("z_score_theta", self.z_score_theta, Z_SCORES)
-        one_of("z_score_x", self.z_score_x, Z_SCORES)
 
 
 class ConditionalFamily(nn.Module):
@@ -72,6 +42,7 @@ class ConditionalFamily(nn.Module):
         config: what it is built from; `z_score_theta` is for the caller, who makes `coords`.
         embedding_net: applied to standardised x (M, *x_shape), gives (M, features); None flattens x.
 
+    >>> from visbi.families.conditional_config import ConditionalConfig
     >>> from visbi.priors import BoxUniform, coordinates
     >>> config = ConditionalConfig(
     ...     flow_type="maf", num_transforms=2, hidden_features=8, z_score_theta="none", z_score_x="none"

@@ -1,7 +1,7 @@
 """The constructor's options of a posterior in one value, for those who keep settings in files."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from visbi.core.checks import one_of, positive_int
 from visbi.core.types import ZScore
@@ -9,8 +9,6 @@ from visbi.families.names import FAMILY_NAMES, ZukoFlowType
 from visbi.fitting.config import METHODS
 
 __all__ = ["VIPosteriorParameters", "family_name"]
-
-_Z_SCORES = ("none", "independent", "structured")
 
 
 def family_name(name: str, value: Any) -> str:
@@ -56,4 +54,4 @@ class VIPosteriorParameters:
         for name in ("num_transforms", "hidden_features"):
             object.__setattr__(self, name, positive_int(name, getattr(self, name)))
         for name in ("z_score_theta", "z_score_x"):
-            one_of(name, getattr(self, name), _Z_SCORES)
+            one_of(name, getattr(self, name), get_args(ZScore))
