@@ -47,8 +47,9 @@ def roughened(family: LinkedFamily, amount: float | None = None) -> LinkedFamily
     """Noise on every weight, so that no layer is the identity."""
     generator = torch.Generator().manual_seed(1)
     for name, p in family.body.named_parameters():
-        # a Gaussian's parameters stand for ten times their value
-        scale = (0.03 if "raw_" in name else 0.15) if amount is None else amount
+        # a Gaussian's parameters stand for ten times their value, and one matrix sums over all entries
+        usual = 0.05 / family.body.dim**0.5 if "raw_" in name else 0.15
+        scale = usual if amount is None else amount
         with torch.no_grad():
             p.add_(scale * torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.dtype))
     return family

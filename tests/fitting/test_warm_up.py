@@ -24,7 +24,7 @@ def test_every_family_comes_to_the_prior(name):
     before = kl_to(family, prior)
     steps = warm_up(family, prior.log_prob, TrainOptions(n_particles=128))
     after = kl_to(family, prior)
-    assert before > 0.01 and steps > 0
+    assert before > 0.003 and steps > 0
     assert -0.01 < after < (0.06 if name == "naf" else 0.02) and after < before
 
 
@@ -74,7 +74,7 @@ def test_few_particles_do_not_feign_success(n_particles):
     prior = box_prior(2)
     family = roughened(named_family("gaussian", coordinates(prior)))
     steps = warm_up(family, prior.log_prob, TrainOptions(n_particles=n_particles))
-    assert steps == 100 or 0 < kl_to(family, prior) < 0.01
+    assert steps == 100 or abs(kl_to(family, prior)) < 0.01
 
 
 def test_a_prior_that_is_not_finite_where_q_is():
