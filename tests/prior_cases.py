@@ -89,9 +89,11 @@ PRIORS = {
         ),
         ANY_SCALE,
     ),
-    "mixture": PriorCase(MixtureSameFamily(Categorical(ONES), _joint(Normal(MEANS, torch.ones(2, 2))))),
+    "mixture": PriorCase(
+        MixtureSameFamily(Categorical(torch.tensor([0.3, 0.7])), _joint(Normal(MEANS, torch.ones(2, 2))))
+    ),
     "positive mixture": PriorCase(
-        MixtureSameFamily(Categorical(ONES), _joint(LogNormal(MEANS, torch.ones(2, 2))))
+        MixtureSameFamily(Categorical(torch.tensor([0.3, 0.7])), _joint(LogNormal(MEANS, torch.ones(2, 2))))
     ),
     "mixed": PriorCase(
         MultipleIndependent(

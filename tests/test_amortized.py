@@ -7,7 +7,7 @@ import io
 import pytest
 import torch
 from torch import nn
-from torch.distributions import MultivariateNormal
+from torch.distributions import AffineTransform, MultivariateNormal
 
 import visbi
 from visbi import BoxUniform, VIPosterior, VIPosteriorParameters, ZukoFlowType
@@ -187,6 +187,15 @@ def test_structured_theta_has_an_effect():
     prior = MultivariateNormal(torch.zeros(2), torch.tensor([[1.0, 0.9], [0.9, 1.0]]))
     losses = [quick(prior, z_score_theta=z).trace.loss for z in ("independent", "structured")]
     assert losses[0] != losses[1]
+
+
+def test_another_z_score_keeps_a_map_of_ones_own():
+    own = AffineTransform(torch.zeros(2), 3 * torch.ones(2))
+    for transform, expected in ((own, [3.0, 3.0]), (None, [1.0, 1.0])):
+        fitted = posterior(theta_transform=transform, z_score_theta="independent")
+        fitted.train_amortized(*simulations(), **QUICK | {"z_score_theta": "none"})
+        z, _ = fitted.q.coords.to_z(torch.ones(1, 2))
+        torch.testing.assert_close(z[0], torch.tensor(expected).double())
 
 
 def test_num_transforms_and_stop_after_iters():

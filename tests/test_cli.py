@@ -49,7 +49,11 @@ def test_defaults(calls) -> None:
     assert run("demo")[0] == 0
     ((output, keywords),) = calls
     assert output == Path("demo-output")
-    assert keywords["effort"] is visbi.demo.FULL and keywords["seed"] == 0 and keywords["workers"] == visbi.demo.WORKERS
+    assert (
+        keywords["effort"] is visbi.demo.FULL
+        and keywords["seed"] == 0
+        and keywords["workers"] == visbi.demo.WORKERS
+    )
 
 
 def test_options(calls, tmp_path: Path) -> None:

@@ -78,6 +78,7 @@ def test_transforms_and_their_inverses(copied, case):
 
 
 OWN = {
+    "an .inv at the start": (POSITIVE, ComposeTransform([ExpTransform().inv, AffineTransform(1.0, 3.0)])),
     "an .inv": (BOX, biject_to(BOX.support).inv),
     "an .inv in the middle": (
         POSITIVE,

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from scipy import stats
+from torch.distributions import Independent, LogNormal
 
 from prior_cases import PRIORS, Z_SCORES
 from visbi.core.devices import map_tensors
@@ -123,6 +124,27 @@ def test_the_prior_density_is_finite_there_although_it_is_not_on_the_bound(name,
     coords = coordinates(prior)
     theta = coords.to_theta(torch.full((1, coords.dim_z), end))[0]
     assert prior.log_prob(theta).isfinite().all()
+
+
+def test_a_log_normal_so_wide_that_it_overflows():
+    prior = Independent(LogNormal(torch.zeros(2).double(), 30.0), 1)
+    coords = coordinates(prior)
+    z = torch.tensor([[40.0, 1.0]], dtype=torch.float64, requires_grad=True)  # exp(1200)
+    theta, ladj = coords.to_theta(z)
+    assert theta.isfinite().all()
+    (gradient,) = torch.autograd.grad(theta.log().sum() + ladj.sum(), z)
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("z_score", ["independent", "structured"])
+def test_a_multivariate_normal_keeps_its_correlations_unless_they_are_asked_out(z_score):
+    prior = PRIORS["multivariate normal"].prior
+    z = coordinates(prior, z_score=z_score).to_z(prior.sample((20_000,)))[0]
+    torch.testing.assert_close(z.std(0), torch.ones(3).double(), rtol=0, atol=0.03)
+    scale = prior.variance.sqrt()
+    own = prior.covariance_matrix / (scale[:, None] * scale)
+    expected = own if z_score == "independent" else torch.eye(3)
+    torch.testing.assert_close(torch.corrcoef(z.mT), expected.double(), rtol=0, atol=0.03)
 
 
 @EVERY_PRIOR

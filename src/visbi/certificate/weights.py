@@ -71,9 +71,14 @@ def pareto_smooth(log_w: Tensor) -> tuple[Tensor, float]:
     values = log_w[finite] - log_w[finite].max()
     if len(values) < MIN_DRAWS:
         return raw, math.inf
-    tail = torch.topk(values, _tail_size(len(values)) + 1).values
+    size = _tail_size(len(values))
+    tail = torch.topk(values, size + 1).values
     if float(values.std()) < _CONSTANT or float(tail[0] - tail[-1]) < _CONSTANT:
         return raw, -math.inf
+    # the fit is scaled by the lower quartile of the excesses; where that is zero it returns any number
+    quartile = tail[size - int(size / 4 + 0.5)].clamp_min(_UNDERFLOW)
+    if float(quartile.exp() - tail[-1].clamp_min(_UNDERFLOW).exp()) <= 0.0:
+        return raw, math.inf
     smooth, khat = _pareto_fit(values)
     if not bool(torch.isfinite(smooth).all()):
         return raw, khat
@@ -101,7 +106,7 @@ def tail_excess(smooth: Tensor, khat: float) -> float:
 
     A tail may be heavy and still hold nothing: for a q that is right to a tenth of a percent k-hat describes
     the shape of that tenth. The M smoothed weights are quantiles of the fitted distribution up to 1 - 1/(2M);
-    what lies beyond the last of them has the share (2M)^(k - 1) of the whole in a Pareto tail.
+    their sum misses a share of the whole of about (2M)^(k - 1).
 
     Args:
         smooth: (N,) normalised log-weights of `pareto_smooth`. khat: its k-hat.
