@@ -146,7 +146,7 @@ class TestTailMass:
 
     @pytest.mark.parametrize("k", [0.3, 0.5, 0.7, 0.9])
     def test_what_the_draws_do_not_reach(self, k):
-        # a sample without noise, the quantiles in the middle of N equal steps: its mean falls short
+        # no noise, the quantiles in the middle of N equal steps: its mean falls short
         # of 1 / (1 - k)
         log_w = -k * ((torch.arange(N, dtype=torch.float64) + 0.5) / N).log()
         shortfall = 1 - float(log_w.exp().mean()) * (1 - k)
