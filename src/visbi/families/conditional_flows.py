@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from visbi.core.zuko_import import zuko
 from visbi.families.carry import carry, forward
 from visbi.families.flows import shrink, spline_flow
+from visbi.families.gaussianize import gaussianization_flow
 
 __all__ = ["ConditionalBody", "conditional_body"]
 
@@ -106,13 +107,12 @@ class _AutoregressiveBody(_LayersBody):
 
 
 class _GaussianizationBody(ConditionalBody):
-    """Gaussianization flow; float64, as the bisection and the tails of erf need it."""
+    """Gaussianization flow."""
 
     def __init__(self, dim: int, context: int, *, num_transforms: int, hidden_features: int) -> None:
         super().__init__()
         width = [hidden_features] * 2
-        flow: Any = zuko.flows.GF(dim, context, transforms=num_transforms, hidden_features=width)
-        self.flow = flow.double()
+        self.flow = gaussianization_flow(dim, context, transforms=num_transforms, hidden_features=width)
         for layer in self.flow.transform.transforms:
             shrink(layer)
             if hasattr(layer, "hyper"):  # components apart just enough to part ways

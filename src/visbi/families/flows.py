@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from visbi.core.zuko_import import zuko
 from visbi.families.base import Body, path_part
 from visbi.families.carry import carry
+from visbi.families.gaussianize import gaussianization_flow
 from visbi.families.spline import RationalQuadraticSpline, spline_shapes
 
 __all__ = ["AutoregressiveBody", "CouplingFlowBody", "GaussianizationBody", "shrink", "spline_flow"]
@@ -120,8 +121,7 @@ class GaussianizationBody(Body):
 
     def __init__(self, dim: int, *, num_transforms: int) -> None:
         super().__init__(dim)
-        # float64: the inverse by bisection and the tails of erf lose too much in float32
-        self.flow: Any = zuko.flows.GF(dim, transforms=num_transforms).double()
+        self.flow: Any = gaussianization_flow(dim, transforms=num_transforms)
         with torch.no_grad():  # near the identity, components apart just enough to part ways
             for layer in self.flow.transform.transforms:
                 for phi, spread in zip(getattr(layer, "phi", ()), (0.3, 0.0), strict=False):
