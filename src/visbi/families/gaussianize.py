@@ -2,7 +2,8 @@ r"""One entry of a Gaussianization flow (Chen and Gopinath 2000; Meng et al. 202
 
 It carries data to noise by the cdf of a mixture,
 
-    f(x) = Phi^-1(F(x)),   F(x) = 1/K sum_k Phi(s_k x + b_k),   f'(x) = 1/K sum_k s_k phi(s_k x + b_k) / phi(f(x)).
+    f(x) = Phi^-1(F(x)),   F(x) = 1/K sum_k Phi(s_k x + b_k),
+    f'(x) = 1/K sum_k s_k phi(s_k x + b_k) / phi(f(x)).
 
 Both tails of F are kept as logarithms, so f is one-to-one from R to R however far out x lies; computed from
 F itself it would end where F rounds to one, and draws beyond would have false densities.
