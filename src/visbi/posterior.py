@@ -137,8 +137,7 @@ class VIPosterior:
         if self._device != "cpu":
             self.to(self._device)
 
-    # -- what q is and how it is fitted
-    # -------------------------------------------------------------------------
+    # -- what q is and how it is fitted ------------------------------------------------------------------
 
     @property
     def q(self) -> "Family | ConditionalFamily":
@@ -213,8 +212,7 @@ class VIPosterior:
         self._state, self._map = Untrained(), None
         self._warm = isinstance(q, VIPosterior)  # a warm start is not moved back to the prior
 
-    # -- the observation
-    # ------------------------------------------------------------------------------------------
+    # -- the observation ---------------------------------------------------------------------------------
 
     @property
     def default_x(self) -> Tensor | None:
@@ -238,8 +236,7 @@ class VIPosterior:
             raise ValueError(violation("x", "an observation (pass x or call set_default_x)", None))
         return self._x
 
-    # -- training
-    # -------------------------------------------------------------------------------------------------
+    # -- training ----------------------------------------------------------------------------------------
 
     def train(
         self,
@@ -275,8 +272,7 @@ class VIPosterior:
             quality_control, quality_control_metric: score q afterwards ("psis", "prop", "prop_prior"); a bad
                 score warns.
             **kwargs: `eps`, `retain_graph`, `optimizer`, `scheduler`, `alpha`, `K`, `stick_the_landing`,
-                `dreg`,
-                `weight_transform`, `init`, `seed`: see `visbi.fitting.TrainOptions`.
+                `dreg`, `weight_transform`, `init`, `seed`: see `visbi.fitting.TrainOptions`.
 
         Raises:
             ValueError: a value out of range, x missing or not finite.
@@ -440,8 +436,7 @@ class VIPosterior:
         self._state, self._map = fit, None
         return self
 
-    # -- using the fit
-    # --------------------------------------------------------------------------------------------
+    # -- using the fit -----------------------------------------------------------------------------------
 
     def _fitted(self, x: Tensor | None) -> SingleFit | AmortizedFit:
         """The fit for x, or for the default x where none is given."""
@@ -563,8 +558,7 @@ class VIPosterior:
             return self.prior.sample(torch.Size([n]))
         return self._state.latest(x).family.sample((n,))
 
-    # -- how good it is
-    # -------------------------------------------------------------------------------------------
+    # -- how good it is ----------------------------------------------------------------------------------
 
     @property
     def trace(self) -> Trace | AmortizedTrace:
@@ -624,8 +618,7 @@ class VIPosterior:
         if poor:
             warnings.warn(f"Quality of q: {score}. {advice}", stacklevel=3)
 
-    # -- moving and printing
-    # --------------------------------------------------------------------------------------
+    # -- moving and printing -----------------------------------------------------------------------------
 
     def to(self, device: str | torch.device) -> "VIPosterior":
         """Move everything, cached values and the optimiser's state included, to `device`. Returns self."""
