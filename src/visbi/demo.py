@@ -55,7 +55,7 @@ class Effort:
     max_num_iters: int
 
 
-FULL = Effort(simulations=(6000, 2000, 2000, 2500, 3500), max_epochs=300, q="maf", max_num_iters=600)
+FULL = Effort(simulations=(6000, 3000, 3000, 3000, 5000), max_epochs=300, q="maf", max_num_iters=600)
 QUICK = Effort(simulations=(4000, 1500, 1500), max_epochs=100, q="maf", max_num_iters=300)
 
 
@@ -131,8 +131,7 @@ def simulation_posterior(
         simulations=effort.simulations,
         q=effort.q,
         usable=usable,
-        # 42 smooth means: strongly held weights fit them better
-        options=TrainingOptions(max_epochs=effort.max_epochs, weight_decay=1.0),
+        options=TrainingOptions(max_epochs=effort.max_epochs),
         train={"max_num_iters": effort.max_num_iters},
         workers=workers,
         seed=seed,
