@@ -2,6 +2,7 @@
 
 from visbi.certificate.report import Report, certify
 from visbi.certificate.scores import proportionality
+from visbi.certificate.twosample import c2st
 from visbi.certificate.weights import (
     effective_sample_size,
     log_evidence,
@@ -12,6 +13,7 @@ from visbi.certificate.weights import (
 
 __all__ = [
     "Report",
+    "c2st",
     "certify",
     "effective_sample_size",
     "log_evidence",
