@@ -49,6 +49,8 @@ def roughened(family: LinkedFamily, amount: float | None = None) -> LinkedFamily
     for name, p in family.body.named_parameters():
         # a Gaussian's parameters stand for ten times their value, and one matrix sums over all entries
         usual = 0.05 / family.body.dim**0.5 if "raw_" in name else 0.15
+        # of many components one gets three times the noise: its draws shall not reach where box edges round
+        usual = 0.5 * usual if "raw_" in name and p.ndim > 1 else usual
         scale = usual if amount is None else amount
         with torch.no_grad():
             p.add_(scale * torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.dtype))

@@ -108,7 +108,7 @@ def test_close_to_the_exact_posterior_at_held_out_x(prior, flow_type):
 
 
 @pytest.mark.parametrize("dim", [1, 2, 3])
-@pytest.mark.parametrize("name", visbi.posterior.FAMILY_NAMES)
+@pytest.mark.parametrize("name", visbi.families.CONDITIONAL_NAMES)
 def test_every_family_trains(name, dim):
     prior = BoxUniform(torch.zeros(dim), torch.ones(dim))
     fitted = VIPosterior(lambda theta, x: -8 * (theta - x).square().sum(-1), prior)

@@ -377,7 +377,7 @@ class VIPosterior:
             stop_after_iters: steps without a lower held-out loss that end the fit.
             show_progress_bar: show one.
             retrain_from_scratch: start from fresh weights.
-            flow_type: the family: a name of `FAMILY_NAMES` or a `ZukoFlowType`.
+            flow_type: the family: a name of `families.CONDITIONAL_NAMES` or a `ZukoFlowType`.
             num_transforms, hidden_features: layers and width of its networks.
             z_score_theta, z_score_x: its coordinates, and how x is standardised.
             params: several of the above in one value.

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from family_cases import PRIORS, real_prior, simplex_prior
-from visbi.families import FAMILY_NAMES
+from visbi.families import CONDITIONAL_NAMES, FAMILY_NAMES
 from visbi.families.conditional import ConditionalFamily
 from visbi.families.conditional_config import ConditionalConfig
 from visbi.priors import coordinates
@@ -24,7 +24,7 @@ def conditional(name, prior, x_shape=(4,), embedding_net=None, **changes) -> Con
 
 
 @pytest.mark.parametrize("dim", [1, 2, 3])
-@pytest.mark.parametrize("name", FAMILY_NAMES)
+@pytest.mark.parametrize("name", CONDITIONAL_NAMES)
 def test_draws_have_their_density(name, dim):
     x = torch.randn(5, 4).double()
     q = conditional(name, real_prior(dim))
@@ -34,7 +34,7 @@ def test_draws_have_their_density(name, dim):
     torch.testing.assert_close(again, log_q, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", FAMILY_NAMES)
+@pytest.mark.parametrize("name", CONDITIONAL_NAMES)
 def test_path_gradient_is_that_of_a_frozen_density(name):
     dim, x = 2, torch.randn(4, 4).double()
     q = conditional(name, real_prior(dim))
@@ -51,7 +51,7 @@ def test_path_gradient_is_that_of_a_frozen_density(name):
 
 
 @pytest.mark.parametrize("kind", PRIORS)
-@pytest.mark.parametrize("name", FAMILY_NAMES)
+@pytest.mark.parametrize("name", CONDITIONAL_NAMES)
 def test_lives_on_the_support(name, kind):
     prior = PRIORS[kind](2)
     q = conditional(name, prior)
@@ -152,3 +152,11 @@ def test_bad_options(name, value):
     good = dict(flow_type="maf", num_transforms=1, hidden_features=4, z_score_theta="none", z_score_x="none")
     with pytest.raises(ValueError, match=f"`{name}`|`z_score"):
         ConditionalConfig(**good | {name: value})
+
+
+@pytest.mark.parametrize("name", sorted(set(FAMILY_NAMES) - set(CONDITIONAL_NAMES)))
+def test_families_without_a_condition_say_which_have_one(name):
+    with pytest.raises(
+        ValueError, match=rf"`flow_type`: expected a family with an amortised.*'maf'.*got '{name}'"
+    ):
+        conditional(name, real_prior(2))

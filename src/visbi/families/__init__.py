@@ -2,9 +2,10 @@
 
 from visbi.families.base import Body, Draws, Family, LinkedFamily
 from visbi.families.custom import DistributionFamily, family_from
-from visbi.families.names import FAMILY_NAMES, ZukoFlowType, named_body, named_family
+from visbi.families.names import CONDITIONAL_NAMES, FAMILY_NAMES, ZukoFlowType, named_body, named_family
 
 __all__ = [
+    "CONDITIONAL_NAMES",
     "FAMILY_NAMES",
     "Body",
     "DistributionFamily",

@@ -141,7 +141,7 @@ def _score(body: ConditionalBody, y: Tensor, context: Tensor) -> Tensor:
 def conditional_body(
     name: str, dim: int, context: int, *, num_transforms: int, hidden_features: int
 ) -> ConditionalBody:
-    """The body of a conditional family's name, one of `FAMILY_NAMES`.
+    """The body of a conditional family's name, one of `CONDITIONAL_NAMES`.
 
     Args:
         name: the family's.

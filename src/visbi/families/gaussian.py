@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from visbi.families.base import Body
 
-__all__ = ["GaussianBody"]
+__all__ = ["UNIT", "GaussianBody"]
 
 # Parameters are kept in tenths of what they stand for: an optimiser tuned for the weights of networks then
 # moves a mean or a log-scale by .01 a step at the learning rate of .001, and reaches a posterior e^-8 times
 # its prior's width.
-_UNIT = 10.0
+UNIT = 10.0
 
 
 class GaussianBody(Body):
@@ -42,12 +42,12 @@ class GaussianBody(Body):
     @property
     def loc(self) -> Tensor:
         """m, (d,)."""
-        return _UNIT * self.raw_loc
+        return UNIT * self.raw_loc
 
     @property
     def log_diag(self) -> Tensor:
         """Logarithm of L's diagonal, (d,)."""
-        return _UNIT * self.raw_log_diag
+        return UNIT * self.raw_log_diag
 
     @property
     def scale_tril(self) -> Tensor:
@@ -57,7 +57,7 @@ class GaussianBody(Body):
             return scale.diag_embed()
         i, j = torch.tril_indices(self.dim, self.dim, -1, device=scale.device)
         unit = torch.eye(self.dim, dtype=scale.dtype, device=scale.device)
-        return scale[:, None] * unit.index_put((i, j), _UNIT * self.raw_below)
+        return scale[:, None] * unit.index_put((i, j), UNIT * self.raw_below)
 
     def placed(self, loc: Tensor, scale_tril: Tensor) -> "GaussianBody":
         if self.raw_below is None:
@@ -69,12 +69,12 @@ class GaussianBody(Body):
     def set_(self, loc: Tensor, scale_tril: Tensor) -> None:
         """Overwrite m and L in place."""
         with torch.no_grad():
-            self.raw_loc.copy_(loc / _UNIT)
-            self.raw_log_diag.copy_(scale_tril.diagonal().log() / _UNIT)
+            self.raw_loc.copy_(loc / UNIT)
+            self.raw_log_diag.copy_(scale_tril.diagonal().log() / UNIT)
             if self.raw_below is not None:
                 i, j = torch.tril_indices(self.dim, self.dim, -1)
                 unit = scale_tril / scale_tril.diagonal()[:, None]
-                self.raw_below.copy_(unit[i, j] / _UNIT)
+                self.raw_below.copy_(unit[i, j] / UNIT)
 
     def _log_prob_of(self, u: Tensor) -> Tensor:
         return -0.5 * u.square().sum(-1) - self.log_diag.sum() - 0.5 * self.dim * math.log(2 * math.pi)

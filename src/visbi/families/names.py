@@ -11,14 +11,29 @@ from typing import Any
 from visbi.core.checks import one_of, positive_int
 from visbi.families.base import Body, LinkedFamily
 from visbi.families.gaussian import GaussianBody
+from visbi.families.mixture import MixtureBody
 from visbi.priors.transforms import Coordinates
 
-__all__ = ["FAMILY_NAMES", "ZukoFlowType", "name_of", "named_body", "named_family"]
+__all__ = [
+    "CONDITIONAL_NAMES",
+    "FAMILY_NAMES",
+    "OPTIONS",
+    "ZukoFlowType",
+    "name_of",
+    "named_body",
+    "named_family",
+]
 
 _AUTOREGRESSIVE = {"maf": "MAF", "nsf": "NSF", "naf": "NAF", "unaf": "UNAF", "sospf": "SOSPF"}
 
-FAMILY_NAMES = (*_AUTOREGRESSIVE, "nice", "gf", "gaussian", "gaussian_diag")
+FAMILY_NAMES = (*_AUTOREGRESSIVE, "nice", "gf", "gaussian", "gaussian_diag", "mixture")
 """Every name that `q=` accepts."""
+
+CONDITIONAL_NAMES = tuple(name for name in FAMILY_NAMES if name != "mixture")
+"""Those that have a form q(theta | x), for amortised fits."""
+
+OPTIONS = ("num_transforms", "hidden_features", "num_components")
+"""What `named_body` is told beside the name."""
 
 
 class ZukoFlowType(Enum):
@@ -61,13 +76,20 @@ def _gaussianization(dim: int, num_transforms: int) -> Body:
     return GaussianizationBody(dim, num_transforms=num_transforms)
 
 
-def named_body(name: str, *, num_transforms: int = 5, hidden_features: int = 50) -> Callable[[int], Body]:
+def _mixture(dim: int, num_components: int) -> Body:
+    return MixtureBody(dim, num_components)
+
+
+def named_body(
+    name: str, *, num_transforms: int = 5, hidden_features: int = 50, num_components: int = 8
+) -> Callable[[int], Body]:
     """The function d -> Body for a family's name.
 
     Args:
         name: one of `FAMILY_NAMES`.
         num_transforms: layers of a flow.
         hidden_features: width of a flow's networks.
+        num_components: Gaussians of a mixture.
 
     Raises:
         ValueError: unknown name, or a number below 1.
@@ -78,6 +100,7 @@ def named_body(name: str, *, num_transforms: int = 5, hidden_features: int = 50)
     one_of("q", name, FAMILY_NAMES)
     positive_int("num_transforms", num_transforms)
     positive_int("hidden_features", hidden_features)
+    positive_int("num_components", num_components)
     if name in _AUTOREGRESSIVE:
         return partial(
             _autoregressive,
@@ -89,6 +112,8 @@ def named_body(name: str, *, num_transforms: int = 5, hidden_features: int = 50)
         return partial(_coupling, num_transforms=num_transforms, hidden_features=hidden_features)
     if name == "gf":
         return partial(_gaussianization, num_transforms=num_transforms)
+    if name == "mixture":
+        return partial(_mixture, num_components=num_components)
     return partial(GaussianBody, diagonal=name == "gaussian_diag")
 
 
@@ -116,7 +141,7 @@ def name_of(family: LinkedFamily) -> str | None:
     'gaussian'
     """
     keywords: dict[str, Any] = getattr(family.build, "keywords", {})
-    options = {name: keywords[name] for name in ("num_transforms", "hidden_features") if name in keywords}
+    options = {name: keywords[name] for name in OPTIONS if name in keywords}
     for name in FAMILY_NAMES:
         named: Any = named_body(name, **options)
         if named.func is getattr(family.build, "func", None) and named.keywords == keywords:

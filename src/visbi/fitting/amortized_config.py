@@ -12,7 +12,7 @@ from visbi.core.checks import finite_tensor, in_interval, positive, positive_int
 from visbi.core.types import Seed, ZScore
 from visbi.families.base import LinkedFamily
 from visbi.families.conditional_config import ConditionalConfig
-from visbi.families.names import FAMILY_NAMES, ZukoFlowType, name_of
+from visbi.families.names import CONDITIONAL_NAMES, ZukoFlowType, name_of
 from visbi.fitting.parameters import VIPosteriorParameters, family_name
 
 __all__ = ["AmortizedOptions", "Choice", "check_simulations", "chosen_config"]
@@ -141,6 +141,6 @@ def chosen_config(*choices: Any) -> ConditionalConfig:
     if isinstance(flow_type, LinkedFamily):
         flow_type = name_of(flow_type)
     if not isinstance(flow_type, str | ZukoFlowType):
-        expected = f"one of {', '.join(map(repr, FAMILY_NAMES))}, since this q has no conditional form"
+        expected = f"one of {', '.join(map(repr, CONDITIONAL_NAMES))}, since this q has no conditional form"
         raise ValueError(violation("flow_type", expected, type(flow_type).__name__))
     return ConditionalConfig(**{**values, "flow_type": family_name("flow_type", flow_type)})

@@ -13,18 +13,17 @@ from visbi.families import FAMILY_NAMES, Family, LinkedFamily, family_from, name
 from visbi.families.affine import AffineBody
 from visbi.families.base import Body
 from visbi.families.custom import DistributionFamily
+from visbi.families.names import OPTIONS
 from visbi.priors.transforms import Coordinates
 from visbi.saving.modules import dataclass_kind, weights_of, with_weights
 
 __all__ = ["FAMILIES", "UsersFamily"]
 
-_OPTIONS = ("num_transforms", "hidden_features")
-
 
 def _name_and_options(build: Any) -> tuple[str, dict[str, int]]:
     """The call of `named_body` that made `build`."""
     keywords: dict[str, Any] = getattr(build, "keywords", {})
-    options = {name: keywords[name] for name in _OPTIONS if name in keywords}
+    options = {name: keywords[name] for name in OPTIONS if name in keywords}
     for name in FAMILY_NAMES:
         named: Any = named_body(name, **options)
         if named.func is getattr(build, "func", None) and named.keywords == keywords:
