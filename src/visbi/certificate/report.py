@@ -16,12 +16,15 @@ What no such certificate can see is a mode that no draw came near, and an edge b
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from visbi.certificate.modes import Mode
 from visbi.certificate.weights import (
+    divergences,
     effective_sample_size,
     log_evidence,
     pareto_smooth,
@@ -59,6 +62,13 @@ class Report:
         sentence: what it means and what to do next.
         stop_reason: why the fit ended, if it is known.
         proportionality: r^2 of the score "prop" or "prop_prior", if that was asked for.
+        kl_reverse, kl_forward: estimates of KL(q || p) and KL(p || q), in nats.
+        modes: of the posterior, with weights and places, where they were looked for.
+        rung: which way of the automatic fit answered, and
+        story: why the earlier ones did not.
+        n_values, n_gradients: evaluations of the potential during the fit, without and with gradient.
+        seconds: wall time of the fit.
+        seed: of the fit, or None.
     """
 
     status: str
@@ -73,15 +83,35 @@ class Report:
     sentence: str
     stop_reason: str = ""
     proportionality: float | None = None
+    kl_reverse: float = math.nan
+    kl_forward: float = math.nan
+    modes: tuple[Mode, ...] = ()
+    rung: str = ""
+    story: tuple[str, ...] = ()
+    n_values: int = 0
+    n_gradients: int = 0
+    seconds: float = math.nan
+    seed: int | None = None
 
     def __str__(self) -> str:
         lines = [
             f"{self.status}: {self.sentence}",
             f"k-hat {self.khat:.2f}, "
             f"ESS {self.ess:.0f} of {self.n_draws} draws ({100 * self.ess_fraction:.1f} %)",
-            f"total variation from the posterior about {self.total_variation:.3f}",
+            f"from the posterior: total variation {self.total_variation:.3f}, "
+            f"KL(q, p) {self.kl_reverse:.3f}, KL(p, q) {self.kl_forward:.3f} nats",
             f"log-evidence {self.log_evidence:.3f} +- {self.log_evidence_se:.3f}",
         ]
+        if self.modes:
+            lines.append(_modes_line(self.modes))
+        if self.rung:
+            tried = f"; before: {'; '.join(self.story)}" if self.story else ""
+            lines.append(f"answered by {self.rung}{tried}")
+            seed = "" if self.seed is None else f", seed {self.seed}"
+            lines.append(
+                f"{self.n_values} evaluations of the potential, {self.n_gradients} more with gradient, "
+                f"{self.seconds:.1f} s{seed}"
+            )
         if self.n_nonfinite:
             lines.append(f"potential not finite at {self.n_nonfinite} draws")
         if self.stop_reason:
@@ -89,13 +119,23 @@ class Report:
         return "\n".join(lines)
 
 
-def certify(log_p: Tensor, log_q: Tensor, *, stop_reason: str = "") -> Report:
+def certify(
+    log_p: Tensor,
+    log_q: Tensor,
+    *,
+    stop_reason: str = "",
+    resampled: bool = False,
+    doubts: Sequence[str] = (),
+) -> Report:
     """The certificate of q from its own draws.
 
     Args:
         log_p: potential at draws of q, (N,), unnormalised.
         log_q: log q at the same draws, (N,).
         stop_reason: carried into the report.
+        resampled: whether draws are resampled with these weights before they are used; where that mends them,
+            the status is "corrected" and not "suspect".
+        doubts: what else speaks against q; the first one makes a good status "suspect".
 
     Raises:
         ValueError: unlike shapes, or fewer than 25 draws.
@@ -123,7 +163,11 @@ def certify(log_p: Tensor, log_q: Tensor, *, stop_reason: str = "") -> Report:
         distance=distance,
         at_most=seen + at_most,
         n=len(log_w),
+        resampled=resampled,
     )
+    if doubts and status in ("ok", "corrected"):
+        status, sentence = "suspect", doubts[0]
+    reverse, forward = divergences(log_w)
     return Report(
         status=status,
         khat=khat,
@@ -136,7 +180,20 @@ def certify(log_p: Tensor, log_q: Tensor, *, stop_reason: str = "") -> Report:
         n_nonfinite=int((~torch.isfinite(log_w)).sum()),
         sentence=sentence,
         stop_reason=stop_reason,
+        kl_reverse=reverse,
+        kl_forward=forward,
     )
+
+
+def _modes_line(modes: Sequence[Mode]) -> str:
+    """Weights, and places where they are few and short."""
+    if len(modes) == 1:
+        return "one mode"
+    weights = ", ".join(f"{mode.weight:.2f}" for mode in modes[:8])
+    more = "" if len(modes) <= 8 else f" and {len(modes) - 8} more"
+    short = len(modes) <= 4 and len(modes[0].place) <= 3
+    at = [f"({', '.join(f'{v:.3g}' for v in mode.place)})" for mode in modes] if short else []
+    return f"{len(modes)} modes of weights {weights}{more}" + (f" at {', '.join(at)}" if at else "")
 
 
 def _stability(log_w: Tensor) -> float:
@@ -165,7 +222,7 @@ def _complaint(log_p: Tensor) -> tuple[str, str] | None:
 
 
 def _verdict(
-    *, khat: float, ess: float, stability: float, distance: float, at_most: float, n: int
+    *, khat: float, ess: float, stability: float, distance: float, at_most: float, n: int, resampled: bool
 ) -> tuple[str, str]:
     if ess <= 1.0 + 1e-9 or (khat >= _KHAT_HOPELESS and distance > _CLOSE):
         return "failed", (
@@ -178,12 +235,15 @@ def _verdict(
         )
     if at_most <= _CLOSE:
         return "ok", "draws of q can be used as draws of the posterior."
+    sound = khat < min(1.0 - 1.0 / math.log10(n), _KHAT_MAX)
+    if resampled and sound:
+        return "corrected", "raw draws of q differ visibly from the posterior; resampled ones can be used."
     if distance <= _CLOSE:
         return "suspect", (
             "q agrees with the posterior where its draws fall, but the weights' tail is so heavy that mass "
             "beyond them cannot be excluded. Train longer, or use a richer family."
         )
-    if khat >= min(1.0 - 1.0 / math.log10(n), _KHAT_MAX):
+    if not sound:
         return "suspect", (
             "raw draws of q differ visibly from the posterior, and the importance weights are too uneven to "
             "mend it. Train longer, or use a richer family."

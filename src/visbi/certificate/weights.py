@@ -25,6 +25,7 @@ from visbi.core.checks import violation
 
 __all__ = [
     "MIN_DRAWS",
+    "divergences",
     "effective_sample_size",
     "log_evidence",
     "pareto_smooth",
@@ -178,6 +179,26 @@ def log_evidence(log_w: Tensor) -> tuple[float, float]:
     if ess == 0.0:
         return -math.inf, math.inf
     return float(torch.logsumexp(log_w, 0)) - math.log(n), math.sqrt(max(n / ess - 1.0, 0.0) / n)
+
+
+def divergences(log_w: Tensor) -> tuple[float, float]:
+    """KL(q || p) = log Z - E_q[log w] and KL(p || q) = E_p[log w] - log Z, in nats, never negative.
+
+    Where draws of q have a potential of -inf, the first is infinite; weights that miss part of p make the second
+    too small.
+
+    >>> divergences(torch.zeros(100))
+    (0.0, 0.0)
+    """
+    clean = _clean(log_w)
+    finite = clean.isfinite()
+    if not bool(finite.any()):
+        return math.inf, math.inf
+    log_z = torch.logsumexp(clean, 0) - math.log(len(clean))
+    values = torch.where(finite, clean, 0.0)
+    forward = (torch.softmax(clean, 0) * values).sum() - log_z
+    reverse = log_z - clean.mean()
+    return max(float(reverse), 0.0), max(float(forward), 0.0)
 
 
 def total_variation(log_w: Tensor) -> float:

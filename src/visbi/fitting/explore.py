@@ -1,183 +1,334 @@
-r"""Tempered sequential Monte Carlo: particles carried from the prior to the posterior.
+r"""Tempered sequential Monte Carlo: particles carried from a base distribution to the posterior.
 
 Del Moral, Doucet, Jasra: Sequential Monte Carlo samplers. JRSS B 2006.
 
-The path is p_beta(z) ~ N(z; 0, I) exp(beta L(z)), beta from 0 to 1. Each step is as long as leaves an
-effective sample size of half the particles; then they are resampled (systematically) and moved by a few
-rounds of Hamiltonian Monte Carlo whose mass is the inverse covariance of the particles, with a jittered step
-size that follows the acceptance rate.
+The path is p_beta(z) ~ base(z)^(1 - beta) exp(beta ell(z)), beta from 0 to 1. Each step is as long as leaves an
+effective sample size of half the particles; then they are resampled (systematically) and moved, by Hamiltonian
+Monte Carlo whose mass is the inverse covariance of the particles, with a jittered step size that follows the
+acceptance rate, until they have forgotten where they were. Where the potential has no useful gradient the moves
+are random walks (steps with the particles' covariance; Roberts, Gelman, Gilks 1997).
 
-Its use is to find where the mass is, all modes of it. Every particle of every temperature is kept: together
-they are a sample from a known mixture of tempered densities.
+From the prior, N(0, I) in these coordinates, it finds where the mass is, all modes of it. From a fitted q it is
+a bridge that carries q's draws the rest of the way. Every particle of every temperature is kept: together they
+are a sample from a known mixture of tempered densities. A leading axis F holds independent populations.
 """
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from visbi.core.types import LogDensity
 from visbi.fitting.target import Target, log_standard_normal
 
-__all__ = ["Exploration", "explore"]
+__all__ = ["Base", "Exploration", "StandardNormal", "drift", "explore"]
 
 _ESS = 0.5
 _LEAPFROG = 5
 _ACCEPTANCE = 0.8
-_MIN_MOVES, _MAX_MOVES = 3, 12
+_WALK_ACCEPTANCE = 0.234
+_MIN_MOVES, _MAX_MOVES, _MAX_WALKS = 2, 12, 40
 _CORRELATION = 0.5  # moves go on until lag-one correlation falls below
+_STALLED = 0.08  # or falls by less than this in a round
 _MAX_TEMPERATURES = 200
+_RISE = 0.02  # nats of mean log-weight that no one would notice
+_LARGEST_RISE = 10.0
+
+
+class Base(Protocol):
+    """Where particles start: a distribution that can be drawn from and has a score."""
+
+    def sample(self, fits: int, n: int, like: Tensor) -> Tensor:
+        """(fits, n, d) draws, of the dtype and on the device of `like`."""
+        ...
+
+    def log_prob_and_score(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """log base(z) (F, N) and its gradient (F, N, d)."""
+        ...
+
+
+@dataclass(frozen=True)
+class StandardNormal:
+    """N(0, I) in `dim` dimensions: the prior, in coordinates that make it so."""
+
+    dim: int
+
+    def sample(self, fits: int, n: int, like: Tensor) -> Tensor:
+        """(fits, n, d)."""
+        return torch.randn(fits, n, self.dim, dtype=like.dtype, device=like.device)
+
+    def log_prob_and_score(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """log N(z; 0, I) and -z."""
+        return log_standard_normal(z), -z
 
 
 @dataclass(frozen=True)
 class Exploration:
-    """What the explorer saw.
+    """What the explorer saw, F populations of N particles at T temperatures.
 
     Attributes:
-        z: (N, d) particles at beta = 1, equally weighted.
-        relative: (N,) L at them.
-        history_z, history_relative: (T, N, d) and (T, N), particles of every temperature.
-        betas: (T,) the temperatures.
-        log_evidence: the usual estimate of log Z; finds modes, is not to be trusted in high dimension.
-        acceptance: mean acceptance of the moves at beta = 1.
+        z: (F, N, d) particles at beta = 1, equally weighted.
+        ell: (F, N) at them.
+        relative: (F, N) ell - log base at them.
+        history_z, history_relative: (T, F, N, d) and (T, F, N), particles of every temperature.
+        betas: (T, F) the temperatures; a population that is there stays at 1.
+        log_evidence: (F,) the usual estimate of log Z; finds modes, is not to be trusted in high dimension.
+        log_evidences: (T, F) the same on the way, from 0.
+        acceptance: (F,) mean acceptance of the last moves.
     """
 
     z: Tensor
+    ell: Tensor
     relative: Tensor
     history_z: Tensor
     history_relative: Tensor
     betas: Tensor
-    log_evidence: float
-    acceptance: float
+    log_evidence: Tensor
+    log_evidences: Tensor
+    acceptance: Tensor
 
     def moments(self) -> tuple[Tensor, Tensor]:
-        """Mean (d,) and covariance (d, d) of the final particles."""
-        return self.z.mean(0), _covariance(self.z)
+        """Mean (F, d) and covariance (F, d, d) of the final particles."""
+        return self.z.mean(1), _covariance(self.z)
+
+    def weighted(self) -> tuple[Tensor, Tensor]:
+        """All particles (F, T N, d) and log-weights (F, T N) that make them a sample of the posterior.
+
+        Particles of temperature s are draws of p_s = base exp(beta_s relative) / Z_s, all of them together of the
+        mean of the p_s; so the weight of each is exp(relative) over the mean of exp(beta_s relative) / Z_s.
+        """
+        relative = self.history_relative.movedim(0, 1)  # (F, T, N)
+        flat = relative.flatten(1)
+        betas, log_z = self.betas.mT[:, :, None], self.log_evidences.mT[:, :, None]
+        mean = torch.logsumexp(betas * flat[:, None] - log_z, 1) - math.log(len(self.betas))
+        return self.history_z.movedim(0, 1).flatten(1, 2), flat - mean
 
 
-def explore(target: Target, n: int = 512) -> Exploration:
-    """Carry `n` particles from the prior to the posterior.
+@dataclass
+class _Population:
+    """Particles with all that a move needs."""
+
+    z: Tensor
+    ell: Tensor
+    gradient: Tensor
+    log_base: Tensor
+    base_score: Tensor
+
+    @property
+    def relative(self) -> Tensor:
+        return self.ell - self.log_base
+
+    def log_tempered(self, beta: Tensor) -> Tensor:
+        return beta[:, None] * self.ell + (1 - beta[:, None]) * self.log_base
+
+    def slope(self, beta: Tensor) -> Tensor:
+        return beta[:, None, None] * self.gradient + (1 - beta[:, None, None]) * self.base_score
+
+    def taken(self, index: Tensor) -> "_Population":
+        wide = index[..., None].expand(-1, -1, self.z.shape[-1])
+        z, gradient, score = (t.gather(1, wide) for t in (self.z, self.gradient, self.base_score))
+        return _Population(z, self.ell.gather(1, index), gradient, self.log_base.gather(1, index), score)
+
+    def replaced(self, other: "_Population", where: Tensor) -> "_Population":
+        wide = where[..., None]
+        return _Population(
+            torch.where(wide, other.z, self.z),
+            torch.where(where, other.ell, self.ell),
+            torch.where(wide, other.gradient, self.gradient),
+            torch.where(where, other.log_base, self.log_base),
+            torch.where(wide, other.base_score, self.base_score),
+        )
+
+
+def explore(
+    target: Target, n: int = 1024, *, fits: int = 1, base: Base | None = None, gradient: bool = True
+) -> Exploration:
+    """Carry `n` particles from the base to the posterior.
 
     Args:
         target: ell in coordinates where the prior is near N(0, I).
         n: number of particles.
+        fits: independent populations.
+        base: where they start; None is N(0, I).
+        gradient: whether the moves use the potential's gradient.
 
     >>> from torch.distributions import Independent, Normal
     >>> from visbi.priors import coordinates
     >>> prior = Independent(Normal(torch.zeros(2), torch.ones(2)), 1)
     >>> target = Target(prior.log_prob, coordinates(prior))  # the posterior is the prior
     >>> found = explore(target, 64)
-    >>> found.betas.tolist(), round(found.log_evidence, 4) + 0.0
+    >>> found.betas[:, 0].tolist(), round(float(found.log_evidence), 4) + 0.0
     ([0.0, 1.0], 0.0)
     """
-    z = torch.randn(n, target.dim, dtype=torch.float64, device=target.device)
-    ell, gradient = target.value_and_gradient(z)
-    beta, log_z, step, acceptance = 0.0, 0.0, 0.5 / target.dim**0.25, 1.0
-    betas, seen, values = [0.0], [z], [ell - log_standard_normal(z)]
-    while beta < 1.0:
-        relative = ell - log_standard_normal(z)
-        new = _next_beta(relative, beta) if len(betas) < _MAX_TEMPERATURES else 1.0
-        increments = (new - beta) * relative
-        log_z += float(torch.logsumexp(increments, 0)) - math.log(n)
-        index = _resample(increments)
-        z, ell, gradient, beta = z[index], ell[index], gradient[index], new
-        z, ell, gradient, step, acceptance = _move(target, z, ell, gradient, beta, step)
+    base = StandardNormal(target.dim) if base is None else base
+    like = torch.zeros((), dtype=torch.float64, device=target.device)
+    moves = _Moves(target, base, gradient)
+    now = moves.at(base.sample(fits, n, like))
+    beta, log_z = like.expand(fits), like.expand(fits)
+    betas, log_zs, seen, values = [beta], [log_z], [now.z], [now.relative]
+    while bool((beta < 1).any()):
+        relative = now.relative
+        new = _next_beta(relative, beta) if len(betas) < _MAX_TEMPERATURES else torch.ones_like(beta)
+        increments = (new - beta)[:, None] * relative
+        log_z = log_z + torch.logsumexp(increments, 1) - math.log(n)
+        now, beta = now.taken(_resample(increments)), new
+        now = moves.forget(now, beta)
         betas.append(beta)
-        seen.append(z)
-        values.append(ell - log_standard_normal(z))
+        log_zs.append(log_z)
+        seen.append(now.z)
+        values.append(now.relative)
     return Exploration(
-        z=z,
+        z=now.z,
+        ell=now.ell,
         relative=values[-1],
         history_z=torch.stack(seen),
         history_relative=torch.stack(values),
-        betas=torch.tensor(betas, dtype=torch.float64),
+        betas=torch.stack(betas),
         log_evidence=log_z,
-        acceptance=acceptance,
+        log_evidences=torch.stack(log_zs),
+        acceptance=moves.acceptance,
     )
 
 
+class _Moves:
+    """Markov kernels that leave the tempered density as it is, and what they learn about it."""
+
+    def __init__(self, target: Target, base: Base, gradient: bool) -> None:
+        self.target, self.base, self.gradient = target, base, gradient
+        start = 0.5 / target.dim**0.25 if gradient else 2.38 / math.sqrt(target.dim)
+        self.step = torch.full((1,), start, dtype=torch.float64, device=target.device)
+        self.acceptance = torch.ones(1, dtype=torch.float64, device=target.device)
+
+    def at(self, z: Tensor) -> _Population:
+        if self.gradient:
+            ell, gradient = self.target.value_and_gradient(z)
+        else:
+            ell, gradient = self.target.value(z), torch.zeros_like(z)
+        return _Population(z, ell, gradient, *self.base.log_prob_and_score(z))
+
+    def forget(self, now: _Population, beta: Tensor) -> _Population:
+        """Rounds at one temperature, until the particles have forgotten where they were."""
+        scale, start = _root(_covariance(now.z)), now.z
+        most = _MAX_MOVES if self.gradient else _MAX_WALKS
+        least = _STALLED if self.gradient else _STALLED / _LEAPFROG
+        before = 1.0
+        for done in range(1, most + 1):
+            now = self.round(now, beta, scale)
+            self.adapt()
+            correlation = float(_correlation(start, now.z).max())
+            # between modes that are far apart particles do not move, and more rounds would not change that
+            if done >= _MIN_MOVES and (correlation < _CORRELATION or before - correlation < least):
+                break
+            before = correlation
+        return now
+
+    def adapt(self) -> None:
+        """Step size after a round's acceptance."""
+        aim = _ACCEPTANCE if self.gradient else _WALK_ACCEPTANCE
+        self.step = (self.step * (self.acceptance - aim).exp()).clamp(1e-4, 2.5)
+
+    def round(self, now: _Population, beta: Tensor, scale: Tensor) -> _Population:
+        """One round for all particles, in coordinates y = scale^-1 z where they have unit covariance."""
+        new, log_ratio = (self._hamiltonian if self.gradient else self._walk)(now, beta, scale)
+        probability = log_ratio.clamp(max=0.0).exp().nan_to_num(0.0)
+        self.acceptance = probability.mean(1)
+        return now.replaced(new, torch.rand_like(probability) < probability)
+
+    def _hamiltonian(self, now: _Population, beta: Tensor, scale: Tensor) -> tuple[_Population, Tensor]:
+        size = self.step[:, None, None] * torch.empty_like(now.z[..., :1]).uniform_(0.6, 1.4)
+        momentum = torch.randn_like(now.z)
+        before = now.log_tempered(beta) - 0.5 * momentum.square().sum(-1)
+        new, slope = now, now.slope(beta) @ scale
+        for _ in range(_LEAPFROG):
+            momentum = momentum + 0.5 * size * slope
+            new = self.at(new.z + size * (momentum @ scale.mT))
+            slope = new.slope(beta) @ scale
+            momentum = momentum + 0.5 * size * slope
+        return new, new.log_tempered(beta) - 0.5 * momentum.square().sum(-1) - before
+
+    def _walk(self, now: _Population, beta: Tensor, scale: Tensor) -> tuple[_Population, Tensor]:
+        size = self.step[:, None, None] * torch.empty_like(now.z[..., :1]).uniform_(0.3, 1.7)
+        new = self.at(now.z + size * (torch.randn_like(now.z) @ scale.mT))
+        return new, new.log_tempered(beta) - now.log_tempered(beta)
+
+
 def _resample(log_w: Tensor) -> Tensor:
-    """As many indices as weights, drawn in proportion to them, systematically (one uniform for all)."""
-    edges = torch.softmax(log_w, 0).cumsum(0)
-    steps = torch.arange(len(log_w), dtype=log_w.dtype, device=log_w.device)
-    points = (torch.rand_like(log_w[:1]) + steps) / len(log_w)
-    return torch.searchsorted(edges, points * edges[-1]).clamp_max(len(log_w) - 1)
+    """As many indices as weights (F, N), drawn in proportion to them, systematically (one uniform a row)."""
+    edges = torch.softmax(log_w, 1).cumsum(1)
+    n = log_w.shape[1]
+    steps = torch.arange(n, dtype=log_w.dtype, device=log_w.device)
+    points = (torch.rand_like(log_w[:, :1]) + steps) / n
+    return torch.searchsorted(edges, points * edges[:, -1:]).clamp_max(n - 1)
 
 
-def _next_beta(relative: Tensor, beta: float) -> float:
-    """The temperature at which the weights are worth `_ESS` of the particles, by bisection; at most 1."""
+def _next_beta(relative: Tensor, beta: Tensor) -> Tensor:
+    """(F,) temperatures at which the weights are worth `_ESS` of the particles, by bisection; at most 1."""
 
-    def share(new: float) -> float:
-        w = (new - beta) * relative
-        w = w - w.max()  # all of them may be huge and equal
-        return float(torch.exp(2 * torch.logsumexp(w, 0) - torch.logsumexp(2 * w, 0))) / len(w)
+    def enough(new: Tensor) -> Tensor:
+        w = (new - beta)[:, None] * relative
+        w = w - w.amax(1, keepdim=True)  # all of them may be huge and equal
+        ess = torch.exp(2 * torch.logsumexp(w, 1) - torch.logsumexp(2 * w, 1))
+        return ess >= _ESS * relative.shape[1]
 
-    if share(1.0) >= _ESS:
-        return 1.0
-    low, high = beta, 1.0
+    one = torch.ones_like(beta)
+    low, high = beta, one
     for _ in range(50):
         middle = 0.5 * (low + high)
-        low, high = (middle, high) if share(middle) >= _ESS else (low, middle)
-    return max(0.5 * (low + high), beta * (1 + 1e-9) + 1e-12)
-
-
-def _move(
-    target: Target, z: Tensor, ell: Tensor, gradient: Tensor, beta: float, step: float
-) -> tuple[Tensor, Tensor, Tensor, float, float]:
-    """Rounds of HMC at one temperature, until the particles have forgotten where they were."""
-    scale = _root(_covariance(z))
-    start, rate = z, 1.0
-    for done in range(1, _MAX_MOVES + 1):
-        z, ell, gradient, rate = _hmc(target, z, ell, gradient, beta, step, scale)
-        step = min(max(step * math.exp(rate - _ACCEPTANCE), 1e-4), 2.0)
-        if done >= _MIN_MOVES and _correlation(start, z) < _CORRELATION:
-            break
-    return z, ell, gradient, step, rate
-
-
-def _hmc(
-    target: Target, z: Tensor, ell: Tensor, gradient: Tensor, beta: float, step: float, scale: Tensor
-) -> tuple[Tensor, Tensor, Tensor, float]:
-    """One round in coordinates y = scale^-1 z, where the particles have unit covariance."""
-    size = step * torch.empty(len(z), 1, dtype=z.dtype, device=z.device).uniform_(0.6, 1.4)
-    momentum = torch.randn_like(z)
-    log_p = _tempered(ell, z, beta)
-    energy = log_p - 0.5 * momentum.square().sum(-1)
-    new, new_ell, new_gradient = z, ell, gradient
-    for _ in range(_LEAPFROG):
-        momentum = momentum + 0.5 * size * (_tempered_gradient(new_gradient, new, beta) @ scale)
-        new = new + size * (momentum @ scale.mT)
-        new_ell, new_gradient = target.value_and_gradient(new)
-        momentum = momentum + 0.5 * size * (_tempered_gradient(new_gradient, new, beta) @ scale)
-    new_energy = _tempered(new_ell, new, beta) - 0.5 * momentum.square().sum(-1)
-    probability = (new_energy - energy).clamp(max=0.0).exp().nan_to_num(0.0)
-    accept = torch.rand_like(probability) < probability
-    z = torch.where(accept[:, None], new, z)
-    gradient = torch.where(accept[:, None], new_gradient, gradient)
-    return z, torch.where(accept, new_ell, ell), gradient, float(probability.mean())
-
-
-def _tempered(ell: Tensor, z: Tensor, beta: float) -> Tensor:
-    return beta * ell + (1.0 - beta) * log_standard_normal(z)
-
-
-def _tempered_gradient(gradient: Tensor, z: Tensor, beta: float) -> Tensor:
-    return beta * gradient - (1.0 - beta) * z
+        good = enough(middle)
+        low, high = torch.where(good, middle, low), torch.where(good, high, middle)
+    step = torch.maximum(0.5 * (low + high), beta * (1 + 1e-9) + 1e-12).clamp_max(1.0)
+    return torch.where(enough(one), one, step)
 
 
 def _covariance(z: Tensor) -> Tensor:
-    cov = torch.cov(z.mT).reshape(z.shape[-1], z.shape[-1])
-    ridge = 1e-9 * cov.diagonal().mean().clamp_min(1e-300)
-    return cov + ridge * torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
+    """(F, d, d), shrunk towards its diagonal by what so few particles leave uncertain."""
+    n, d = z.shape[1:]
+    centred = z - z.mean(1, keepdim=True)
+    cov = centred.mT @ centred / max(n - 1, 1)
+    own = torch.diag_embed(cov.diagonal(dim1=-2, dim2=-1).clamp_min(1e-300))
+    share = d / (n + d)
+    return (1 - share) * cov + share * own
 
 
 def _root(cov: Tensor) -> Tensor:
     tril, info = torch.linalg.cholesky_ex(cov)
-    return tril if int(info) == 0 else cov.diagonal().sqrt().diag()
+    plain = torch.diag_embed(cov.diagonal(dim1=-2, dim2=-1).sqrt())
+    return torch.where((info == 0)[:, None, None], tril, plain)
 
 
-def _correlation(before: Tensor, after: Tensor) -> float:
-    """Largest correlation, over coordinates, between particles before and after the moves."""
-    a, b = before - before.mean(0), after - after.mean(0)
-    norm = (a.square().sum(0) * b.square().sum(0)).sqrt().clamp_min(1e-300)
-    return float(((a * b).sum(0) / norm).max())
+def _correlation(before: Tensor, after: Tensor) -> Tensor:
+    """(F,) largest correlation, over coordinates, between particles before and after the moves."""
+    a, b = before - before.mean(1, keepdim=True), after - after.mean(1, keepdim=True)
+    norm = (a.square().sum(1) * b.square().sum(1)).sqrt().clamp_min(1e-300)
+    return ((a * b).sum(1) / norm).amax(1)
+
+
+def drift(target: Target, z: Tensor, log_q: LogDensity, *, gradient: bool, rounds: int = 5) -> float:
+    """How far the posterior's own moves carry draws towards where q is too low, in standard errors.
+
+    Draws that are right stay right under moves that leave the posterior as it is, so their log-weights
+    ell - log q keep their mean. Draws of a q that misses what lies next to it walk into it, and the mean rises.
+
+    Args:
+        target: the target.
+        z: (n, d) draws that are meant to be right, such as resampled ones.
+        log_q: (N, d) -> (N,).
+        gradient: whether the moves use the potential's gradient.
+        rounds: of moves.
+
+    Returns:
+        The mean rise of log-weights over its standard error, where the rise is more than `_RISE`; else 0.
+    """
+    moves = _Moves(target, StandardNormal(target.dim), gradient)
+    one = torch.ones(1, dtype=z.dtype, device=z.device)
+    scale = _root(_covariance(z[None]))
+    start = now = moves.at(z[None])
+    for _ in range(rounds if gradient else rounds * _LEAPFROG):
+        now = moves.round(now, one, scale)
+        moves.adapt()
+    rise = (now.ell - start.ell)[0] - (log_q(now.z[0]) - log_q(z))
+    rise = rise.clamp(-_LARGEST_RISE, _LARGEST_RISE)
+    error = rise.std() / len(rise) ** 0.5
+    return float(rise.mean() / error.clamp_min(1e-300)) if float(rise.mean()) > _RISE else 0.0

@@ -77,7 +77,9 @@ def match_gaussian(
     done = 0
     for t in range(max_iters):
         done = t + 1
-        tril = torch.linalg.cholesky(cov)
+        tril, info = torch.linalg.cholesky_ex(cov)
+        plain = torch.diag_embed(cov.diagonal(dim1=-2, dim2=-1).clamp_min(1e-300).sqrt())
+        tril = torch.where((info == 0)[:, None, None], tril, plain)
         u = torch.randn(len(loc), batch, d, **like)
         z = loc[:, None] + u @ tril.mT
         ell, scores = target.value_and_gradient(z)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from visbi.core.types import LogDensity
+from visbi.fitting.budget import Budget
 from visbi.priors.transforms import Coordinates
 
 __all__ = ["Target", "log_standard_normal"]
@@ -31,6 +32,7 @@ class Target:
     Args:
         log_p: the potential, (N, D) -> (N,).
         coords: the coordinates.
+        budget: what evaluations are taken from; None is one without limits.
 
     Attributes:
         dim: d.
@@ -38,8 +40,9 @@ class Target:
         n_nonfinite: how many of them were not finite.
     """
 
-    def __init__(self, log_p: LogDensity, coords: Coordinates) -> None:
+    def __init__(self, log_p: LogDensity, coords: Coordinates, budget: Budget | None = None) -> None:
         self._log_p, self._coords = log_p, coords
+        self.budget = Budget() if budget is None else budget
         self.dim = coords.dim_z
         self.n_values = self.n_gradients = self.n_nonfinite = 0
 
@@ -50,6 +53,7 @@ class Target:
 
     def value(self, z: Tensor) -> Tensor:
         """ell(z), shape of z without its last axis."""
+        self.budget.spend(z.shape[:-1].numel())
         with torch.no_grad():
             parts = [self._evaluate(piece) for piece in z.reshape(-1, self.dim).split(_BATCH)]
         self.n_values += z.shape[:-1].numel()
@@ -57,6 +61,7 @@ class Target:
 
     def value_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """ell(z) and its gradient, of z's shape."""
+        self.budget.spend(z.shape[:-1].numel())
         values, gradients = [], []
         for piece in z.reshape(-1, self.dim).split(_BATCH):
             with torch.enable_grad():

@@ -1,0 +1,61 @@
+r"""Several bodies as one: q(z) = sum_b a_b q_b(z).
+
+A flow that is right where it has been trained, and a wide mixture that bounds its weights beyond. The shares
+are fixed; draws have no gradient, so a blend is drawn from and evaluated, not trained by reparameterisation.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from visbi.core.checks import same_length
+from visbi.families.base import Body
+
+__all__ = ["BlendBody"]
+
+
+class BlendBody(Body):
+    """A mixture of bodies over the same R^d.
+
+    Args:
+        bodies: at least one.
+        shares: (B,), positive; normalised.
+
+    >>> from visbi.families.gaussian import GaussianBody
+    >>> body = BlendBody([GaussianBody(2), GaussianBody(2)], torch.tensor([0.9, 0.1]))
+    >>> z, log_q = body.rsample_and_log_prob(3)
+    >>> bool(torch.allclose(body.log_prob(z), log_q))
+    True
+    """
+
+    shares: Tensor
+
+    def __init__(self, bodies: Sequence[Body], shares: Tensor) -> None:
+        super().__init__(bodies[0].dim)
+        same_length("bodies", torch.empty(len(bodies)), "shares", shares)
+        self.bodies = nn.ModuleList(bodies)
+        self.register_buffer("shares", shares.detach().double() / shares.sum())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float64
+
+    def rsample_and_log_prob(self, n: int) -> tuple[Tensor, Tensor]:
+        counts = torch.distributions.Multinomial(n, self.shares).sample().long().tolist()
+        with torch.no_grad():
+            parts = [
+                body.rsample_and_log_prob(count)[0].double()  # type: ignore[operator]
+                for body, count in zip(self.bodies, counts, strict=True)
+                if count
+            ]
+            z = torch.cat(parts)[torch.randperm(n)] if n else self.shares.new_empty(0, self.dim)
+        return z, self.log_prob(z)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        each = [
+            body.log_prob(z.to(body.dtype)).double() + math.log(share)  # type: ignore[operator,arg-type]
+            for body, share in zip(self.bodies, self.shares.tolist(), strict=True)
+        ]
+        return torch.logsumexp(torch.stack(each), 0)

@@ -1,0 +1,260 @@
+r"""Mixtures of Gaussians as plain tensors, many at a time.
+
+    q(z) = sum_k w_k N(z; m_k, L_k L_k')
+
+A leading axis F holds independent mixtures: one for each fit. Components of weight zero (log-weight -inf) are
+allowed, so that mixtures of different sizes share one tensor. Everything is float64.
+
+Weighted EM (Cappé, Douc, Guillin, Marin, Robert: Adaptive importance sampling in general mixture classes.
+2008) minimises the forward KL to what the weighted points represent. A component's covariance is shrunk towards
+its own diagonal and widened by what its effective number of points n leaves uncertain:
+
+    S_k <- (1 + (d + 1)/n) [ n S_k + (d + 2) diag(S_k) ] / (n + d + 2).
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+__all__ = ["Mixture", "expectation_maximisation", "local_covariances", "merged", "spread_out"]
+
+_AT_ONCE = 2**23  # numbers in one temporary
+_LEAST = 1e-8  # smallest variance of a neighbourhood, relative to that of all points
+_ALIKE = 0.5  # Bhattacharyya distance below which two components are one
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """F mixtures of K Gaussians.
+
+    Attributes:
+        log_weights: (F, K), normalised.
+        loc: (F, K, d).
+        tril: (F, K, d, d), lower Cholesky factors of the covariances.
+    """
+
+    log_weights: Tensor
+    loc: Tensor
+    tril: Tensor
+
+    @staticmethod
+    def of(log_weights: Tensor, loc: Tensor, cov: Tensor) -> "Mixture":
+        """From covariances (F, K, d, d) and weights that need not be normalised."""
+        return Mixture(torch.log_softmax(log_weights, -1), loc, _cholesky(cov))
+
+    @property
+    def cov(self) -> Tensor:
+        """(F, K, d, d)."""
+        return self.tril @ self.tril.mT
+
+    @cached_property
+    def _inverse(self) -> Tensor:
+        eye = torch.eye(self.loc.shape[-1], dtype=self.loc.dtype, device=self.loc.device)
+        return torch.linalg.solve_triangular(self.tril, eye.expand_as(self.tril), upper=False)
+
+    @cached_property
+    def _log_norm(self) -> Tensor:
+        log_det = self.tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return self.log_weights - log_det - 0.5 * self.loc.shape[-1] * math.log(2 * math.pi)
+
+    def by_component(self, z: Tensor) -> Tensor:
+        """log of w_k N(z; m_k, S_k), (F, K, N), for z (F, N, d)."""
+        shift = (self._inverse @ self.loc[..., None]).mT  # (F, K, 1, d)
+        step = max(1, _AT_ONCE // self.loc.numel())
+        parts = []
+        for piece in z.split(step, 1):
+            u = piece[:, None] @ self._inverse.mT - shift
+            parts.append(self._log_norm[..., None] - 0.5 * u.square().sum(-1))
+        return torch.cat(parts, -1)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """(F, N) for z (F, N, d)."""
+        return torch.logsumexp(self.by_component(z), 1)
+
+    def log_prob_and_score(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """log q (F, N) and its gradient (F, N, d) at z (F, N, d)."""
+        joint = self.by_component(z)
+        total = torch.logsumexp(joint, 1)
+        share = (joint - total[:, None]).exp()
+        # sum over k of share_k S_k^-1 (m_k - z), with S_k^-1 = L_k^-T L_k^-1
+        precision = self._inverse.mT @ self._inverse
+        pull = (precision @ self.loc[..., None])[..., 0]
+        score = share.mT @ pull
+        for k in range(self.loc.shape[1]):
+            score = score - share[:, k, :, None] * (z @ precision[:, k])
+        return total, score
+
+    def sample(self, n: int) -> Tensor:
+        """n draws of each, (F, n, d), in random order; components get their share rounded up or down."""
+        fits, like = len(self.loc), self.loc
+        edges = self.log_weights.exp().cumsum(-1)
+        steps = torch.arange(n, dtype=like.dtype, device=like.device)
+        points = (torch.rand(fits, 1, dtype=like.dtype, device=like.device) + steps) / n * edges[:, -1:]
+        which = torch.searchsorted(edges, points).clamp_max(like.shape[1] - 1)
+        which = which.gather(1, torch.rand_like(points).argsort(1))
+        index = which + like.shape[1] * torch.arange(fits, device=like.device)[:, None]
+        u = torch.randn(fits, n, like.shape[-1], 1, dtype=like.dtype, device=like.device)
+        moved = (self.tril.flatten(0, 1)[index] @ u)[..., 0] if like.shape[-1] <= 16 else _rows(self.tril, index, u)
+        return like.flatten(0, 1)[index] + moved
+
+    def with_(self, other: "Mixture", share: float) -> "Mixture":
+        """This mixture with `share` of its mass given to another."""
+        log_weights = [self.log_weights + math.log1p(-share), other.log_weights + math.log(share)]
+        return Mixture(
+            torch.cat(log_weights, 1), torch.cat([self.loc, other.loc], 1), torch.cat([self.tril, other.tril], 1)
+        )
+
+    def widened(self, factor: float) -> "Mixture":
+        """Covariances times `factor`."""
+        return Mixture(self.log_weights, self.loc, self.tril * math.sqrt(factor))
+
+    def only(self, keep: Tensor) -> "Mixture":
+        """The components `keep` (K,) bool, or indices, of every mixture."""
+        return Mixture(
+            torch.log_softmax(self.log_weights[:, keep], -1), self.loc[:, keep], self.tril[:, keep]
+        )
+
+
+def expectation_maximisation(
+    mixture: Mixture, z: Tensor, weights: Tensor, *, max_iters: int = 20, tol: float = 2e-3
+) -> Mixture:
+    """The mixture after EM on weighted points.
+
+    Args:
+        mixture: the start. A component that is left with too few points to have a covariance loses its weight.
+        z: (F, N, d). weights: (F, N), normalised.
+        max_iters: most iterations; fewer if the log-likelihood gains less than `tol` nats.
+    """
+    before = -math.inf
+    for _ in range(max_iters):
+        joint = mixture.by_component(z)
+        total = torch.logsumexp(joint, 1, keepdim=True)
+        score = float((weights * total[:, 0]).sum(1).mean())
+        if score - before < tol:
+            break
+        before = score
+        mixture = _maximise(mixture, z, (joint - total).exp() * weights[:, None])
+    return mixture
+
+
+def _maximise(mixture: Mixture, z: Tensor, share: Tensor) -> Mixture:
+    """One M step from responsibilities times weights (F, K, N)."""
+    d = z.shape[-1]
+    mass = share.sum(-1)
+    points = mass.square() / share.square().sum(-1).clamp_min(1e-300)
+    alive = (points > d + 1.5) & (mass > 1e-6)
+    safe = mass.clamp_min(1e-300)[..., None]
+    loc = share @ z / safe
+    root = share.clamp_min(0).sqrt()
+    step = max(1, _AT_ONCE // max(share.shape[-1] * d, 1))
+    second = torch.cat(
+        [
+            ((r[..., None] * z[:, None]).mT @ (r[..., None] * z[:, None]))
+            for r in root.split(step, 1)
+        ],
+        1,
+    )
+    cov = second / safe[..., None] - loc[..., None] * loc[..., None, :]
+    n = points[..., None, None].clamp_min(d + 2.0)
+    own = torch.diag_embed(cov.diagonal(dim1=-2, dim2=-1).clamp_min(1e-300))
+    cov = (1 + (d + 1) / n) * (n * cov + (d + 2) * own) / (n + d + 2)
+    tril, info = torch.linalg.cholesky_ex(cov)
+    alive &= info == 0
+    log_weights = torch.where(alive, mass.clamp_min(1e-300).log(), -torch.inf)
+    lost = ~alive.any(1, keepdim=True)  # nothing to go on: as it was
+    return Mixture(
+        torch.where(lost, mixture.log_weights, torch.log_softmax(log_weights, -1)),
+        torch.where(alive[..., None], loc, mixture.loc),
+        torch.where(alive[..., None, None], tril, mixture.tril),
+    )
+
+
+def merged(mixture: Mixture, score: Tensor, most: int) -> Mixture:
+    """At most `most` unlike components of one mixture, best `score` (K,) first, with equal weights."""
+    loc, cov = mixture.loc[0], mixture.cov[0]
+    log_det = 2 * mixture.tril[0].diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    kept: list[int] = []
+    for k in score.argsort(descending=True).tolist():
+        if len(kept) == most:
+            break
+        if kept:
+            both = _cholesky(0.5 * (cov[kept] + cov[k]))
+            gap = torch.linalg.solve_triangular(both, (loc[kept] - loc[k])[..., None], upper=False)
+            middle = 2 * both.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+            distance = gap[..., 0].square().sum(-1) / 8 + 0.5 * (middle - 0.5 * (log_det[kept] + log_det[k]))
+            if float(distance.min()) < _ALIKE:
+                continue
+        kept.append(k)
+    chosen = torch.tensor(kept, device=loc.device)
+    return Mixture(
+        torch.full((1, len(kept)), -math.log(len(kept)), dtype=loc.dtype, device=loc.device),
+        mixture.loc[:, chosen],
+        mixture.tril[:, chosen],
+    )
+
+
+def spread_out(z: Tensor, weights: Tensor, n: int) -> Tensor:
+    """Indices of n of the points z (N, d), spread out: each drawn by weight times squared distance to the nearest
+    one drawn before, in units of the points' own covariance (k-means++, Arthur, Vassilvitskii 2007)."""
+    centre = z - (weights[:, None] * z).sum(0)
+    cov = (weights[:, None] * centre).mT @ centre
+    y = torch.linalg.solve_triangular(_cholesky(cov), centre.mT, upper=False).mT
+    chosen = [int(torch.multinomial(weights, 1))]
+    nearest = (y - y[chosen[0]]).square().sum(-1)
+    for _ in range(n - 1):
+        chance = weights * nearest
+        if not float(chance.sum()) > 0:
+            break
+        chosen.append(int(torch.multinomial(chance, 1)))
+        nearest = torch.minimum(nearest, (y - y[chosen[-1]]).square().sum(-1))
+    return torch.tensor(chosen, device=z.device)
+
+
+def local_covariances(z: Tensor, centres: Tensor, neighbours: int) -> Tensor:
+    """Covariance of each centre's nearest `neighbours` among points z (N, d): (C, d, d), for centres (C, d).
+
+    Nearness is judged in units of the points' own covariance first, then once more in units of the covariances
+    so found: a narrow ridge gets narrow neighbourhoods.
+    """
+    d = z.shape[1]
+    neighbours = min(neighbours, len(z))
+    tril = _cholesky(torch.cov(z.mT).reshape(d, d)).expand(len(centres), d, d)
+    cov = tril @ tril.mT
+    least = _LEAST * cov.diagonal(dim1=-2, dim2=-1)  # where points lie on top of each other
+    for _ in range(2):
+        gap = z - centres[:, None]  # (C, N, d)
+        y = torch.linalg.solve_triangular(tril, gap.mT, upper=False)
+        near = y.square().sum(1).topk(neighbours, largest=False).indices
+        points = torch.gather(gap, 1, near[..., None].expand(-1, -1, d))
+        points = points - points.mean(1, keepdim=True)
+        local = points.mT @ points / max(neighbours - 1, 1)
+        own = torch.diag_embed(local.diagonal(dim1=-2, dim2=-1) + least)
+        cov = (neighbours * local + (d + 2) * own) / (neighbours + d + 2)
+        tril = _cholesky(cov)
+    return cov
+
+
+def _rows(tril: Tensor, index: Tensor, u: Tensor) -> Tensor:
+    """L[index] u without a copy of L for every draw, for many dimensions."""
+    flat, out = tril.flatten(0, 1), torch.zeros_like(u[..., 0])
+    for k in index.unique().tolist():
+        rows = index == k
+        out[rows] = u[..., 0][rows] @ flat[k].mT
+    return out
+
+
+def _cholesky(cov: Tensor) -> Tensor:
+    """Lower Cholesky factors; where rounding has left a covariance singular, of it with a ridge."""
+    tril, info = torch.linalg.cholesky_ex(cov)
+    ridge = 1e-12
+    while bool((info != 0).any()) and ridge < 1:
+        scale = cov.diagonal(dim1=-2, dim2=-1).abs().clamp_min(1e-300)
+        fixed, info_fixed = torch.linalg.cholesky_ex(cov + torch.diag_embed(ridge * scale))
+        bad = info != 0
+        tril = torch.where(bad[..., None, None], fixed, tril)
+        info = torch.where(bad, info_fixed, info)
+        ridge *= 100
+    return tril

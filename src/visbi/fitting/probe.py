@@ -1,0 +1,51 @@
+r"""Does the potential have a gradient that says where to go?
+
+Three things go wrong: there is none (a potential that leaves autograd); it is wrong (a detached piece); or it is
+right and useless (a likelihood that is flat in steps: zero gradient, and yet it changes). Only the likelihood
+matters, L = ell - log N(z; 0, I); the prior's part would hide all three. At pairs of points z -+ delta / 2, for
+|delta| from 1e-3 to .1, the change of L is compared with the mean of the slopes at both ends. A gradient is taken
+
+    if at one of those lengths half of the pairs agree to a fifth of the change, and
+    if at the longest one it foresees more than a hundredth of how L changes.
+"""
+
+import torch
+from torch import Tensor
+
+from visbi.fitting.target import Target, log_standard_normal
+
+__all__ = ["useful_gradient"]
+
+_LENGTHS = (1e-3, 1e-2, 1e-1)
+_AGREE = 0.2
+_FORESEEN = 1e-2
+
+
+def useful_gradient(target: Target, z: Tensor, resolution: float = 1e-6) -> bool:
+    """Whether the gradient of ell can be used, judged at points z (n, d).
+
+    Args:
+        target: the target.
+        z: (n, d) points at which ell is finite.
+        resolution: relative rounding of the potential's values.
+    """
+    direction = torch.randn_like(z)
+    direction = direction / direction.norm(dim=-1, keepdim=True)
+    lengths = torch.tensor(_LENGTHS, dtype=z.dtype, device=z.device)[:, None, None]
+    ends = torch.stack([z - 0.5 * lengths * direction, z + 0.5 * lengths * direction])  # (2, lengths, n, d)
+    try:
+        ell, gradient = target.value_and_gradient(ends)
+    except RuntimeError as error:
+        if "grad" in str(error):
+            return False
+        raise
+    value = ell - log_standard_normal(ends)
+    change = value[1] - value[0]
+    foreseen = ((gradient + ends).mean(0) * lengths * direction).sum(-1)
+    rounding = resolution * (1 + ell.abs().amax(0))
+    told = (change.abs() > 10 * rounding) | (foreseen.abs() > 10 * rounding)
+    agree = (change - foreseen).abs() <= _AGREE * torch.maximum(change.abs(), foreseen.abs()) + 10 * rounding
+    shares = [float(a[t].double().mean()) if bool(t.any()) else 1.0 for a, t in zip(agree, told, strict=True)]
+    flat = bool((change[-1].abs() <= 10 * rounding[-1]).all())  # nothing to foresee
+    useful = float(foreseen[-1].square().sum()) > _FORESEEN**2 * float(change[-1].square().sum())
+    return max(shares) >= 0.5 and (useful or flat)
