@@ -2,10 +2,11 @@ r"""Coupling layers in few operations (Dinh, Sohl-Dickstein, Bengio 2017; with s
 
 A layer keeps some entries x_K of x and moves the others, entry by entry, as the kept ones tell it to:
 
-    y_K = x_K,   y_M = f(x_M; phi),   phi = W3 relu(W2 relu(W1 x_K + C c + b1) + b2) + b3,
+    y_K = x_K,   y_M = f(x_M; phi),   phi = W3 g(W2 g(W1 x_K + C c + b1) + b2) + b3,
 
-with f(x) = exp(s) x + t, s = 3 tanh(a) and phi = (a, t), or a monotone spline (`families.spline`), and c a
-context, if there is one. Both directions take one pass. W3 and b3 start at zero: every layer is the identity.
+where f(x) = exp(s) x + t, s = 3 tanh(a), phi = (a, t), or f is a monotone spline (`families.spline`); c is a
+context, if there is one, and g(a) = a sigmoid(a), so that the density has no kinks. Both directions take one
+pass. W3 and b3 start at zero: every layer is the identity.
 
 All layers have weights of the same shapes, which stand in one tensor each. x stays whole: columns of W1 and
 rows of W3 that a layer must not use are masked.
@@ -182,16 +183,21 @@ def _network(x: Tensor, weights: _Network | Tensor, context: Tensor | None) -> t
     w, bias = weights, weights.first_bias
     if context is not None and w.from_context is not None:
         bias = functional.linear(context, w.from_context, bias).repeat(len(x) // len(context), 1)
-    h1 = (bias if w.first is None else torch.addmm(bias, x, w.first.mT)).relu()
-    h2 = torch.addmm(w.second_bias, h1, w.second.mT).relu()
+    a1 = bias if w.first is None else torch.addmm(bias, x, w.first.mT)
+    a2 = torch.addmm(w.second_bias, functional.silu(a1), w.second.mT)
 
     def pull(rows: Tensor) -> Tensor:
         if w.first is None:
             return torch.zeros_like(x)
-        rows = (rows @ w.last).mul_(h2 > 0) @ w.second
-        return rows.mul_(h1 > 0) @ w.first
+        rows = (rows @ w.last).mul_(_silu_slope(a2)) @ w.second
+        return rows.mul_(_silu_slope(a1)) @ w.first
 
-    return torch.addmm(w.last_bias, h2, w.last.mT), pull
+    return torch.addmm(w.last_bias, functional.silu(a2), w.last.mT), pull
+
+
+def _silu_slope(a: Tensor) -> Tensor:
+    share = a.sigmoid()
+    return torch.addcmul(share, share, a * (1.0 - share))
 
 
 def _affine_step(
