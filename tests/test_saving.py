@@ -27,7 +27,7 @@ from visbi.estimators import LikelihoodEnsemble, NeuralLikelihood, NeuralRatio, 
 from visbi.estimators.likelihood import LikelihoodConfig
 from visbi.estimators.prior_coordinates import PriorCoordinates
 from visbi.estimators.ratio import RatioConfig
-from visbi.families import FAMILY_NAMES, LinkedFamily
+from visbi.families import FAMILY_NAMES, LinkedFamily, named_body
 from visbi.families.gaussian import GaussianBody
 from visbi.potentials import BasePotential, CustomPotential, LikelihoodPotential, RatioPotential
 from visbi.potentials.fence import Fence, FencedPotential
@@ -112,6 +112,20 @@ def test_named_families(name: str, tmp_path: Path) -> None:
     assert_equal(posterior, reload(posterior, tmp_path), go_on=False)
     trained(posterior)
     assert_equal(posterior, reload(posterior, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("mixture", {"num_components": 3}), ("coupling", {"spline": True, "num_transforms": 2})],
+)
+def test_named_families_with_options_of_their_own(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    build = named_body(name, **options)
+    with seeded(2):
+        family = LinkedFamily(build(2), coordinates(box()), build)
+    posterior = trained(learned(q=family))
+    back = reload(posterior, tmp_path)
+    assert_equal(posterior, back)
+    assert [t.shape for t in back.q.fresh().trainable()] == [t.shape for t in family.trainable()]
 
 
 @pytest.mark.parametrize("name", ["maf", "gf", "gaussian_diag"])

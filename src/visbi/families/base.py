@@ -15,6 +15,7 @@ score part is their difference. The path part needs only the vector v = d/dtheta
 because <v, theta> - <v, theta>.detach() has just that gradient: no second copy of q with frozen parameters.
 """
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +27,7 @@ from visbi.core.checks import violation
 from visbi.core.types import Shape
 from visbi.priors.transforms import Coordinates
 
-__all__ = ["Body", "Draws", "Family", "LinkedFamily", "kept_inside", "path_part"]
+__all__ = ["Body", "Draws", "Family", "LinkedFamily", "kept_inside", "log_standard_normal", "path_part"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,11 @@ def path_part(log_q: Tensor, z: Tensor, score: Tensor) -> Tensor:
         log_q: (N,). z: (N, d), with its graph. score: (N, d), d log q / dz.
     """
     return log_q.detach() + (score.detach() * (z - z.detach())).sum(-1)
+
+
+def log_standard_normal(u: Tensor) -> Tensor:
+    """log N(u; 0, I), (...), for u (..., d)."""
+    return -0.5 * u.square().sum(-1) - 0.5 * u.shape[-1] * math.log(2 * math.pi)
 
 
 def kept_inside(coords: Coordinates, theta: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,12 +1,12 @@
-r"""Bodies of conditional families: y = flow(u; h), u ~ N(0, I), by zuko's flows with a context.
+r"""Bodies of conditional families: y = flow(u; h), u ~ N(0, I), by zuko's flows and ours with a context.
 
 The counterparts of `families.flows`, with the same directions: autoregressive layers carry noise to y in one
 pass, coupling layers either way, Gaussianization noise to y by bisection and back in closed form. Path
-gradients need v = d log q / dy at the draws: autoregressive layers carry it along (`families.carry`); for the
-other two log q at a point is one cheap pass, whose gradient it is.
+gradients need v = d log q / dy at the draws: autoregressive layers carry it along (`families.carry`), and so
+do ours ("coupling", `families.coupling_layers`, here with splines); for the other two log q at a point is one
+cheap pass, whose gradient it is.
 """
 
-import math
 from abc import ABC, abstractmethod
 from functools import partial
 from typing import Any
@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from visbi.core.zuko_import import zuko
+from visbi.families.base import log_standard_normal
 from visbi.families.carry import carry, forward
+from visbi.families.coupling_layers import CouplingLayers
 from visbi.families.flows import shrink, spline_flow
 from visbi.families.gaussianize import gaussianization_flow
 
@@ -29,10 +31,6 @@ _AUTOREGRESSIVE = {
     "naf": partial(zuko.flows.NAF, network={"hidden_features": [16, 16]}),
     "unaf": partial(zuko.flows.UNAF, network={"hidden_features": [16, 16]}),
 }
-
-
-def _standard_normal(u: Tensor) -> Tensor:
-    return -0.5 * u.square().sum(-1) - 0.5 * u.shape[-1] * math.log(2 * math.pi)
 
 
 class ConditionalBody(nn.Module, ABC):
@@ -61,10 +59,10 @@ class _NoiseBody(ConditionalBody):
     """N(0, I), whatever the context."""
 
     def draw(self, u: Tensor, context: Tensor, *, path: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-        return u, _standard_normal(u), -u if path else None
+        return u, log_standard_normal(u), -u if path else None
 
     def log_prob(self, y: Tensor, context: Tensor) -> Tensor:
-        return _standard_normal(y)
+        return log_standard_normal(y)
 
 
 class _LayersBody(ConditionalBody):
@@ -77,7 +75,7 @@ class _LayersBody(ConditionalBody):
             shrink(layer)
 
     def draw(self, u: Tensor, context: Tensor, *, path: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-        y, log_q = u, _standard_normal(u)
+        y, log_q = u, log_standard_normal(u)
         for layer in self.layers:
             y, ladj = forward(layer, y, context)
             log_q = log_q - ladj
@@ -90,7 +88,7 @@ class _LayersBody(ConditionalBody):
             x = transform.inv(y)
             ladj = transform.call_and_ladj(x)[1]
             log_q, y = log_q - (ladj.sum(-1) if ladj.ndim > 1 else ladj), x
-        return log_q + _standard_normal(y)
+        return log_q + log_standard_normal(y)
 
 
 class _AutoregressiveBody(_LayersBody):
@@ -99,11 +97,33 @@ class _AutoregressiveBody(_LayersBody):
     def draw(self, u: Tensor, context: Tensor, *, path: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         if not path:
             return super().draw(u, context, path=False)
-        y, log_q, score = u, _standard_normal(u), -u
+        y, log_q, score = u, log_standard_normal(u), -u
         for layer in self.layers:
             y, ladj, score = carry(layer, y, score, context)
             log_q = log_q - ladj
         return y, log_q, score
+
+
+class _CouplingBody(ConditionalBody):
+    """Spline coupling layers, the score carried along."""
+
+    def __init__(self, dim: int, context: int, *, num_transforms: int, hidden_features: int) -> None:
+        super().__init__()
+        self.layers = CouplingLayers(
+            dim,
+            num_transforms=num_transforms,
+            hidden_features=hidden_features,
+            spline=True,
+            context=context,
+        )
+
+    def draw(self, u: Tensor, context: Tensor, *, path: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        y, ladj, score = self.layers(u, -u if path else None, context)
+        return y, log_standard_normal(u) - ladj, score
+
+    def log_prob(self, y: Tensor, context: Tensor) -> Tensor:
+        u, ladj = self.layers.inverse(y, context)
+        return log_standard_normal(u) - ladj
 
 
 class _GaussianizationBody(ConditionalBody):
@@ -122,12 +142,12 @@ class _GaussianizationBody(ConditionalBody):
     def draw(self, u: Tensor, context: Tensor, *, path: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         transform = self.flow.transform(context.repeat(len(u) // len(context), 1))
         y, ladj = transform.inv.call_and_ladj(u)
-        log_q = _standard_normal(u) - (ladj.sum(-1) if ladj.ndim > 1 else ladj)
+        log_q = log_standard_normal(u) - (ladj.sum(-1) if ladj.ndim > 1 else ladj)
         return y, log_q, _score(self, y, context) if path else None
 
     def log_prob(self, y: Tensor, context: Tensor) -> Tensor:
         u, ladj = self.flow.transform(context).call_and_ladj(y)
-        return _standard_normal(u) + (ladj.sum(-1) if ladj.ndim > 1 else ladj)
+        return log_standard_normal(u) + (ladj.sum(-1) if ladj.ndim > 1 else ladj)
 
 
 def _score(body: ConditionalBody, y: Tensor, context: Tensor) -> Tensor:
@@ -154,6 +174,8 @@ def conditional_body(
         return _GaussianizationBody(
             dim, context, num_transforms=num_transforms, hidden_features=hidden_features
         )
+    if name == "coupling":
+        return _CouplingBody(dim, context, num_transforms=num_transforms, hidden_features=hidden_features)
     options: dict[str, Any] = {"transforms": num_transforms, "hidden_features": [hidden_features] * 2}
     if name == "nice":
         return _LayersBody(zuko.flows.NICE(dim, context, **options))

@@ -12,7 +12,6 @@ Flows of which one direction is a closed form and the other a bisection but neit
 (Gaussianization) and coupling flows, one pass both ways, keep zuko's own direction or need no choice.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,18 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from visbi.core.zuko_import import zuko
-from visbi.families.base import Body, path_part
+from visbi.families.base import Body, log_standard_normal, path_part
 from visbi.families.carry import carry
 from visbi.families.gaussianize import gaussianization_flow
 from visbi.families.spline import RationalQuadraticSpline, spline_shapes
 
 __all__ = ["AutoregressiveBody", "CouplingFlowBody", "GaussianizationBody", "shrink", "spline_flow"]
-
-_LOG_2PI = math.log(2 * math.pi)
-
-
-def _standard_normal(u: Tensor) -> Tensor:
-    return -0.5 * u.square().sum(-1) - 0.5 * u.shape[-1] * _LOG_2PI
 
 
 class _FlowBody(Body):
@@ -50,7 +43,7 @@ class _FlowBody(Body):
 
     def rsample_and_log_prob(self, n: int) -> tuple[Tensor, Tensor]:
         u = self._noise(n)
-        z, log_q = u, _standard_normal(u)
+        z, log_q = u, log_standard_normal(u)
         for layer in self.layers:
             z, ladj = layer(None).call_and_ladj(z)
             log_q = log_q - _total(ladj, log_q)
@@ -63,7 +56,7 @@ class _FlowBody(Body):
             x = transform.inv(z)
             _, ladj = transform.call_and_ladj(x)
             log_q, z = log_q - _total(ladj, log_q), x
-        return log_q + _standard_normal(z)
+        return log_q + log_standard_normal(z)
 
 
 class CouplingFlowBody(_FlowBody):
@@ -99,7 +92,7 @@ class AutoregressiveBody(_FlowBody):
         if not (path and torch.is_grad_enabled()):
             return *self.rsample_and_log_prob(n), None
         u = self._noise(n)
-        z, log_q, score = u, _standard_normal(u), -u
+        z, log_q, score = u, log_standard_normal(u), -u
         for layer in self.layers:
             z, ladj, score = carry(layer, z, score)
             log_q = log_q - ladj
@@ -131,11 +124,11 @@ class GaussianizationBody(Body):
         weight = next(self.parameters())
         u = torch.randn(n, self.dim, dtype=weight.dtype, device=weight.device)
         z, ladj = self.flow.transform(None).inv.call_and_ladj(u)
-        return z, _standard_normal(u) - _total(ladj, u[:, 0])
+        return z, log_standard_normal(u) - _total(ladj, u[:, 0])
 
     def log_prob(self, z: Tensor) -> Tensor:
         u, ladj = self.flow.transform(None).call_and_ladj(z.double())
-        return _standard_normal(u) + _total(ladj, u[:, 0])
+        return log_standard_normal(u) + _total(ladj, u[:, 0])
 
 
 def _total(ladj: Tensor, like: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 
 from visbi.core.checks import one_of, positive_int
 from visbi.families.base import Body, LinkedFamily
+from visbi.families.coupling import CouplingBody
 from visbi.families.gaussian import GaussianBody
 from visbi.families.mixture import MixtureBody
 from visbi.priors.transforms import Coordinates
@@ -26,13 +27,13 @@ __all__ = [
 
 _AUTOREGRESSIVE = {"maf": "MAF", "nsf": "NSF", "naf": "NAF", "unaf": "UNAF", "sospf": "SOSPF"}
 
-FAMILY_NAMES = (*_AUTOREGRESSIVE, "nice", "gf", "gaussian", "gaussian_diag", "mixture")
+FAMILY_NAMES = (*_AUTOREGRESSIVE, "nice", "gf", "gaussian", "gaussian_diag", "mixture", "coupling")
 """Every name that `q=` accepts."""
 
 CONDITIONAL_NAMES = tuple(name for name in FAMILY_NAMES if name != "mixture")
 """Those that have a form q(theta | x), for amortised fits."""
 
-OPTIONS = ("num_transforms", "hidden_features", "num_components")
+OPTIONS = ("num_transforms", "hidden_features", "num_components", "spline")
 """What `named_body` is told beside the name."""
 
 
@@ -64,7 +65,7 @@ def _autoregressive(dim: int, flow: str, num_transforms: int, hidden_features: i
     return AutoregressiveBody(dim, make, num_transforms=num_transforms, hidden_features=hidden_features)
 
 
-def _coupling(dim: int, num_transforms: int, hidden_features: int) -> Body:
+def _nice(dim: int, num_transforms: int, hidden_features: int) -> Body:
     from visbi.families.flows import CouplingFlowBody
 
     return CouplingFlowBody(dim, num_transforms=num_transforms, hidden_features=hidden_features)
@@ -76,12 +77,21 @@ def _gaussianization(dim: int, num_transforms: int) -> Body:
     return GaussianizationBody(dim, num_transforms=num_transforms)
 
 
+def _coupling(dim: int, num_transforms: int, hidden_features: int, spline: bool) -> Body:
+    return CouplingBody(dim, num_transforms, hidden_features, spline)
+
+
 def _mixture(dim: int, num_components: int) -> Body:
     return MixtureBody(dim, num_components)
 
 
 def named_body(
-    name: str, *, num_transforms: int = 5, hidden_features: int = 50, num_components: int = 8
+    name: str,
+    *,
+    num_transforms: int = 5,
+    hidden_features: int = 50,
+    num_components: int = 8,
+    spline: bool = False,
 ) -> Callable[[int], Body]:
     """The function d -> Body for a family's name.
 
@@ -90,6 +100,7 @@ def named_body(
         num_transforms: layers of a flow.
         hidden_features: width of a flow's networks.
         num_components: Gaussians of a mixture.
+        spline: whether the layers of "coupling" are splines, slower and for several modes, or affine.
 
     Raises:
         ValueError: unknown name, or a number below 1.
@@ -109,9 +120,13 @@ def named_body(
             hidden_features=hidden_features,
         )
     if name == "nice":
-        return partial(_coupling, num_transforms=num_transforms, hidden_features=hidden_features)
+        return partial(_nice, num_transforms=num_transforms, hidden_features=hidden_features)
     if name == "gf":
         return partial(_gaussianization, num_transforms=num_transforms)
+    if name == "coupling":
+        return partial(
+            _coupling, num_transforms=num_transforms, hidden_features=hidden_features, spline=bool(spline)
+        )
     if name == "mixture":
         return partial(_mixture, num_components=num_components)
     return partial(GaussianBody, diagonal=name == "gaussian_diag")

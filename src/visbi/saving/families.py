@@ -20,7 +20,7 @@ from visbi.saving.modules import dataclass_kind, weights_of, with_weights
 __all__ = ["FAMILIES", "UsersFamily"]
 
 
-def _name_and_options(build: Any) -> tuple[str, dict[str, int]]:
+def _name_and_options(build: Any) -> tuple[str, dict[str, Any]]:
     """The call of `named_body` that made `build`."""
     keywords: dict[str, Any] = getattr(build, "keywords", {})
     options = {name: keywords[name] for name in OPTIONS if name in keywords}
@@ -31,7 +31,7 @@ def _name_and_options(build: Any) -> tuple[str, dict[str, int]]:
     raise Unstorable("a family that has no name")
 
 
-def _named_body(name: str, options: dict[str, int], dim: int) -> Body:
+def _named_body(name: str, options: dict[str, Any], dim: int) -> Body:
     with seeded(0):
         return named_body(name, **options)(dim)
 
@@ -61,7 +61,7 @@ def _linked_fields(family: LinkedFamily) -> dict[str, Any]:
 
 def _linked(
     name: str,
-    options: dict[str, int],
+    options: dict[str, Any],
     dim: int,
     coords: Coordinates,
     places: list[tuple[Tensor, Tensor]],
