@@ -80,3 +80,16 @@ class CouplingBody(Body):
         u, ladj = self.layers.inverse(y.to(self.layers.last_bias.dtype))
         log_q = log_standard_normal(u).double() - ladj.double() - self.place.log_diag.sum()
         return torch.where(log_q.isnan(), -torch.inf, log_q)  # so far out that it cannot be told
+
+    def push(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """z (N, d) and log|det dz/du| (N,), float64, from noise u (N, d)."""
+        y, ladj, _ = self.layers(u.to(self.layers.last_bias.dtype))
+        z = self.place.loc + y.double() @ self.place.scale_tril.mT
+        return z, ladj.double() + self.place.log_diag.sum()
+
+    def pull(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """u (N, d) and log|det dz/du| (N,) at it, float64, from z (N, d)."""
+        centred = (z.double() - self.place.loc).mT
+        y = torch.linalg.solve_triangular(self.place.scale_tril, centred, upper=False).mT
+        u, ladj = self.layers.inverse(y.to(self.layers.last_bias.dtype))
+        return u.double(), ladj.double() + self.place.log_diag.sum()

@@ -26,12 +26,12 @@ from visbi.certificate.weights import pareto_smooth, resample
 from visbi.families.base import Body
 from visbi.fitting.budget import BudgetReached
 from visbi.fitting.explore import Exploration, drift, explore
-from visbi.fitting.flow import FlowProposal, flow_body, train_flow
+from visbi.fitting.flow import FlowProposal, flow_body, train_flow, widened
 from visbi.fitting.match import match_gaussian
-from visbi.fitting.mixture import Mixture, local_covariances, spread_out
+from visbi.fitting.mixture import Mixture, defended, local_covariances, spread_out
 from visbi.fitting.pool import Pool, Proposal, Trial
 from visbi.fitting.probe import useful_gradient
-from visbi.fitting.refine import around, defended, from_particles, matched, refined
+from visbi.fitting.refine import Blend, around, from_particles, matched, patch, refined
 from visbi.fitting.target import Target
 
 __all__ = ["Answer", "climb"]
@@ -52,6 +52,7 @@ _DRIFTERS = 1024
 _WIDE = 20  # dimensions beyond which the explorer is not sent after a Gaussian that passes
 _FLOW_ROUNDS, _FLOW_STEPS, _FLOW_BATCH = 4, 200, 256
 _ENOUGH_FLOW = 0.6
+_FORWARD = 0.5
 
 
 @dataclass(frozen=True)
@@ -94,10 +95,10 @@ class _Climb:
 
     def certified(self, rung: str, q: Proposal, *, spare: float) -> bool:
         """Whether q passes with draws to spare; if it passes at all it is kept as an answer."""
-        z = q.sample(_DRAWS)
-        ell, log_q = self.target.value(z)[0], q.log_prob(z)[0]
-        report = certify(ell, log_q, resampled=True, doubts=self.doubts(q, z[0], ell, log_q))
-        answer = Answer(q, z[0], ell, log_q, report)
+        trial = self.pool.draw(q, _DRAWS)
+        ell, log_q = trial.ell, trial.log_q
+        report = certify(ell, log_q, resampled=True, doubts=self.doubts(q, trial.z, ell, log_q))
+        answer = Answer(q, trial.z, ell, log_q, report)
         if self.answer is None or _rank(report) > _rank(self.answer[1].report):
             self.answer = rung, answer
         if report.status in ("ok", "corrected") and report.ess_fraction >= spare:
@@ -252,27 +253,38 @@ def _mixture(now: _Climb, start: Mixture | None) -> bool:
 def _flow(now: _Climb, start: Mixture | None) -> bool:
     if not now.gradient:
         return False
-    points = now.pool.points(4096)
-    mean = (points[1][:, None] * points[0]).sum(0)
-    centred = points[0] - mean
-    cov = (points[1][:, None] * centred).mT @ centred
-    d = now.target.dim
+    z, weights = now.pool.points(_TRIAL)
+    mean = (weights[:, None] * z).sum(0)
+    cov = (weights[:, None] * (z - mean)).mT @ (z - mean)
     cov = cov + 1e-9 * torch.diag_embed(cov.diagonal())
-    body = flow_body(d).to(now.target.device).placed(mean, torch.linalg.cholesky(cov))
-    trial, before = None, -math.inf
-    proposal = FlowProposal(body)
+    body = flow_body(now.target.dim).to(now.target.device).placed(mean, torch.linalg.cholesky(cov))
+    q = FlowProposal(widened(body))  # shares the flow's weights
+    trial, before = None, 0.0
     for number in range(_FLOW_ROUNDS):
-        train_flow(body, now.target, round_=number, steps=_FLOW_STEPS, batch=_FLOW_BATCH)
-        trial = now.pool.draw(proposal, _TRIAL)
-        now.consider("a flow", proposal, trial)
-        if trial.share > _ENOUGH_FLOW or (number >= 1 and trial.share < 1.1 * before):
+        train_flow(
+            body,
+            now.target,
+            round_=number,
+            steps=_FLOW_STEPS,
+            batch=_FLOW_BATCH,
+            points=now.pool.points(2 * _TRIAL) if number else None,
+            forward_share=_FORWARD,
+        )
+        trial = now.pool.draw(q, _TRIAL)
+        if (trial.share > _ENOUGH_FLOW and trial.khat < 0.6) or 0 < trial.share < 1.1 * before:
             break
         before = trial.share
     assert trial is not None
+    now.consider("a flow", q, trial)
+    if trial.khat < 0.6 and now.certified("a flow", q, spare=_SPARE):
+        return True
+    patched = patch(now.pool, q)
+    trial = now.pool.draw(patched, _TRIAL)
+    now.consider("a patched flow", patched, trial)
     if trial.khat >= 0.9 or trial.share < 0.02:
         now.story.append(f"a flow had k-hat {trial.khat:.2f} and an effective share of {trial.share:.2f}")
         return False
-    return now.certified("a flow", proposal, spare=_SPARE)
+    return now.certified("a patched flow", patched, spare=_SPARE)
 
 
 def _bridge(now: _Climb, start: Mixture | None) -> bool:

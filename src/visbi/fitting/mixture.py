@@ -19,8 +19,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-__all__ = ["Mixture", "expectation_maximisation", "local_covariances", "merged", "spread_out"]
+__all__ = ["Mixture", "defence", "defended", "expectation_maximisation", "local_covariances", "maximise", "merged", "spread_out"]
 
+_DEFENCE = ((2.5, 0.08), (6.0, 0.02))  # radii in spreads of the typical shell, and shares
 _AT_ONCE = 2**23  # numbers in one temporary
 _LEAST = 1e-8  # smallest variance of a neighbourhood, relative to that of all points
 _ALIKE = 0.5  # Bhattacharyya distance below which two components are one
@@ -118,6 +119,23 @@ class Mixture:
         )
 
 
+def defence(dim: int) -> tuple[tuple[float, float], ...]:
+    """Factors by which part of a proposal is spread wider, and the shares of its mass.
+
+    The norm of a standard normal vector lies near sqrt(d) with a spread of sqrt(1/2): a factor of
+    1 + r / sqrt(2 d) moves that shell outwards by r of its spreads, in any dimension.
+    """
+    return tuple((1 + radius / math.sqrt(2 * dim), share) for radius, share in _DEFENCE)
+
+
+def defended(q: Mixture) -> Mixture:
+    """q with a tenth of its mass spread wider, so that weights at its edge stay bounded."""
+    wide = q
+    for factor, share in defence(q.loc.shape[-1]):
+        wide = wide.with_(q.widened(factor**2), share)
+    return wide
+
+
 def expectation_maximisation(
     mixture: Mixture, z: Tensor, weights: Tensor, *, max_iters: int = 20, tol: float = 2e-3
 ) -> Mixture:
@@ -136,11 +154,11 @@ def expectation_maximisation(
         if score - before < tol:
             break
         before = score
-        mixture = _maximise(mixture, z, (joint - total).exp() * weights[:, None])
+        mixture = maximise(mixture, z, (joint - total).exp() * weights[:, None])
     return mixture
 
 
-def _maximise(mixture: Mixture, z: Tensor, share: Tensor) -> Mixture:
+def maximise(mixture: Mixture, z: Tensor, share: Tensor) -> Mixture:
     """One M step from responsibilities times weights (F, K, N)."""
     d = z.shape[-1]
     mass = share.sum(-1)

@@ -11,6 +11,7 @@ fresh draws of it is larger.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,35 +20,26 @@ from visbi.fitting.explore import Exploration
 from visbi.fitting.match import match_gaussian
 from visbi.fitting.mixture import (
     Mixture,
+    defended,
     expectation_maximisation,
     local_covariances,
+    maximise,
     merged,
     spread_out,
 )
-from visbi.fitting.pool import Pool, Trial
+from visbi.fitting.pool import Pool, Proposal, Trial
 from visbi.fitting.target import Target
 
-__all__ = ["around", "defended", "from_particles", "matched", "refined"]
+__all__ = ["Blend", "around", "from_particles", "matched", "patch", "refined"]
 
 _COMPONENTS = 24
 _MOST_COMPONENTS = 64
 _NEW = 12  # components that a refit may add
 _POINTS = 4096  # that EM runs on
 _TRIAL = 4096
+_PATCH = 0.7  # nats by which q is low where a patch starts
+_LEAST_PATCH = 0.02
 _HOPELESS = 14.0  # nats of local evidence below the best beyond which a matched Gaussian is dropped
-_DEFENCE = ((2.5, 0.08), (6.0, 0.02))  # radii in standard deviations beyond the typical shell, and their shares
-
-
-def defended(q: Mixture) -> Mixture:
-    """q with a tenth of its mass spread wider, so that weights at its edge stay bounded.
-
-    The norm of a standard normal vector lies near sqrt(d) with a spread of sqrt(1/2): widening by
-    1 + r / sqrt(2 d) moves that shell outwards by r of its spreads, in any dimension.
-    """
-    d, wide = q.loc.shape[-1], q
-    for radius, share in _DEFENCE:
-        wide = wide.with_(q.widened((1 + radius / math.sqrt(2 * d)) ** 2), share)
-    return wide
 
 
 def matched(target: Target, starts: Tensor, cov: Tensor) -> Mixture:
@@ -91,6 +83,46 @@ class _Weighted:
         z, log_w = seen.weighted()
         chosen, counts = resample(pareto_smooth(log_w[0])[0], _POINTS).unique(return_counts=True)
         return cls(z[0][chosen], counts.double() / counts.sum())
+
+
+@dataclass(frozen=True)
+class Blend:
+    """A proposal of which a share is given to a mixture."""
+
+    main: Proposal
+    rest: Mixture
+    share: float
+
+    def sample(self, n: int) -> Tensor:
+        """(1, n, d)."""
+        k = int(round(self.share * n))
+        z = torch.cat([self.main.sample(n - k), self.rest.sample(k)], 1)
+        return z[:, torch.randperm(n, device=z.device)]
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """(1, N)."""
+        main, rest = self.main.log_prob(z), self.rest.log_prob(z)
+        return torch.logaddexp(main + math.log1p(-self.share), rest + math.log(self.share))
+
+
+def patch(pool: Pool, q: Proposal) -> Blend:
+    """q with a mixture where it is too low: EM on all points, with q as one component that stays as it is."""
+    z, weights = pool.points(2 * _POINTS)
+    log_q = q.log_prob(z[None])
+    density = weights.log() - log_q[0]
+    low = weights * torch.sigmoid(density - _weighted_median(density, weights) - _PATCH)
+    centres = spread_out(z, low / low.sum(), _NEW)
+    cov = local_covariances(z, z[centres], max(4 * z.shape[1], 40))
+    rest = Mixture.of(torch.zeros(1, len(centres)).to(z), z[centres][None], cov[None])
+    share = 0.2
+    for _ in range(10):
+        own = log_q + math.log1p(-share)
+        others = rest.by_component(z[None]) + math.log(share)
+        total = torch.logaddexp(own, torch.logsumexp(others, 1))
+        part = (others - total[:, None]).exp() * weights
+        share = min(max(float(part.sum()), _LEAST_PATCH), 0.5)
+        rest = maximise(rest, z[None], part)
+    return Blend(q, defended(rest.only(torch.isfinite(rest.log_weights[0]))), share)
 
 
 def refined(pool: Pool, q: Mixture, trial: Trial, *, rounds: int = 4) -> tuple[Mixture, Trial]:
