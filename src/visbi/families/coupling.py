@@ -55,3 +55,13 @@ class CouplingBody(OutsideBody):
     def log_prob_inside(self, y: Tensor) -> Tensor:
         u, ladj = self.layers.inverse(y.to(self.layers.last_bias.dtype))
         return log_standard_normal(u) - ladj
+
+    def push(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """z (N, d) and log|det dz/du| (N,), float64, from noise u (N, d)."""
+        y, ladj, _ = self.layers(u.to(self.layers.last_bias.dtype))
+        return self.outward(y), ladj.double() + self.place.log_diag.sum()
+
+    def pull(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """u (N, d) and log|det dz/du| (N,) at it, float64, from z (N, d)."""
+        u, ladj = self.layers.inverse(self.inward(z).to(self.layers.last_bias.dtype))
+        return u.double(), ladj.double() + self.place.log_diag.sum()

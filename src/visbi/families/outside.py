@@ -42,6 +42,15 @@ class OutsideBody(Body):
         self.place.set_(loc, scale_tril)
         return self
 
+    def outward(self, y: Tensor) -> Tensor:
+        """z (N, d), float64, from y (N, d)."""
+        return self.place.loc + y.double() @ self.place.scale_tril.mT
+
+    def inward(self, z: Tensor) -> Tensor:
+        """y (N, d), float64, from z (N, d)."""
+        centred = (z.double() - self.place.loc).mT
+        return torch.linalg.solve_triangular(self.place.scale_tril, centred, upper=False).mT
+
     def rsample_and_log_prob(self, n: int) -> tuple[Tensor, Tensor]:
         return self.draw(n, path=False)[:2]
 
@@ -56,7 +65,5 @@ class OutsideBody(Body):
         return z, log_q, path_part(log_q, z, back)
 
     def log_prob(self, z: Tensor) -> Tensor:
-        centred = (z.double() - self.place.loc).mT
-        y = torch.linalg.solve_triangular(self.place.scale_tril, centred, upper=False).mT
-        log_q = self.log_prob_inside(y).double() - self.place.log_diag.sum()
+        log_q = self.log_prob_inside(self.inward(z)).double() - self.place.log_diag.sum()
         return torch.where(log_q.isnan(), -torch.inf, log_q)  # so far out that it cannot be told
