@@ -15,7 +15,7 @@ from visbi.families import LinkedFamily, named_family
 from visbi.priors import BoxUniform, MultipleIndependent, coordinates
 
 DIMS = (1, 2, 3, 5, 20)
-AUTOREGRESSIVE = ("maf", "nsf", "naf", "unaf", "sospf")
+AUTOREGRESSIVE = ("maf", "nsf", "naf", "unaf", "sospf", "iaf")
 
 
 def box_prior(dim: int, dtype: torch.dtype = torch.float64) -> Distribution:

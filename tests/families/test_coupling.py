@@ -119,6 +119,21 @@ def test_work_of_a_draw_does_not_grow_with_dimension(spline):
     assert counts[0] == counts[1] > 0
 
 
+@KINDS
+def test_noise_there_and_back(spline):
+    body = CouplingBody(3, 2, 8, spline).double().placed(torch.ones(3).double(), 2 * torch.eye(3).double())
+    with torch.no_grad():
+        for p in body.layers.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+    u = torch.randn(10, 3, dtype=torch.float64)
+    z, ladj = body.push(u)
+    back, again = body.pull(z)
+    torch.testing.assert_close(back, u)
+    torch.testing.assert_close(again, ladj)
+    standard = MultivariateNormal(torch.zeros(3).double(), torch.eye(3).double())
+    torch.testing.assert_close(body.log_prob(z), standard.log_prob(u) - ladj)
+
+
 def fitted(body, log_p, prior, steps):
     q = LinkedFamily(body, coordinates(prior), None)
     optimizer = torch.optim.Adam(q.trainable(), 5e-3)

@@ -54,10 +54,15 @@ class AffineBody(Body):
         moved = None if log_q_path is None else log_q_path.double() - shift
         return self._outward(y), log_q.double() - shift, moved
 
-    def log_prob(self, z: Tensor) -> Tensor:
+    def _inward(self, z: Tensor) -> Tensor:
         centred = (z.double() - self.loc).mT
-        y = torch.linalg.solve_triangular(self.scale_tril, centred, upper=False).mT
-        return self.inner.log_prob(y.to(self.inner.dtype)).double() - self._log_volume()
+        return torch.linalg.solve_triangular(self.scale_tril, centred, upper=False).mT.to(self.inner.dtype)
+
+    def log_prob_by_choice(self, z: Tensor) -> Tensor | None:
+        return self.inner.log_prob_by_choice(self._inward(z))
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        return self.inner.log_prob(self._inward(z)).double() - self._log_volume()
 
     def placed(self, loc: Tensor, scale_tril: Tensor) -> Body:
         return AffineBody(self.inner, loc, scale_tril)

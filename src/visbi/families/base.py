@@ -39,11 +39,15 @@ class Draws:
         log_q: (N,) float64, its gradient the total derivative.
         log_q_path: (N,) float64, the same values, its gradient through theta alone; None if not asked for or
             if q cannot be reparameterised.
+        log_q_choice: (N,) float64 up to a constant, its gradient at fixed theta by those parameters alone
+            along which theta has no gradient, such as the weights of a mixture; None if there are none, or
+            without the path part.
     """
 
     theta: Tensor
     log_q: Tensor
     log_q_path: Tensor | None = None
+    log_q_choice: Tensor | None = None
 
     @property
     def log_q_score(self) -> Tensor:
@@ -161,6 +165,13 @@ class Body(nn.Module, ABC):
             leaf = z.detach().requires_grad_()
             return torch.autograd.grad(self.log_prob(leaf).sum(), leaf)[0]
 
+    def log_prob_by_choice(self, z: Tensor) -> Tensor | None:
+        """log q(z) (N,) by those parameters alone along which `draw` with a path leaves z without a gradient.
+
+        None here: z follows all of them.
+        """
+        return None
+
     def draw(self, n: int, *, path: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         """z, log q and its path part."""
         z, log_q = self.rsample_and_log_prob(n)
@@ -191,7 +202,10 @@ class LinkedFamily(Family):
     def draw(self, n: int, *, path: bool = True) -> Draws:
         z, log_q, log_q_path = self.body.draw(n, path=path)
         theta, ladj = self.coords.to_theta(z)
-        return Draws(theta, log_q.double() - ladj, None if log_q_path is None else log_q_path.double() - ladj)
+        if log_q_path is None:
+            return Draws(theta, log_q.double() - ladj)
+        choice = self.body.log_prob_by_choice(z.detach())
+        return Draws(theta, log_q.double() - ladj, log_q_path.double() - ladj, choice)
 
     def log_prob(self, theta: Tensor) -> Tensor:
         contained, safe = kept_inside(self.coords, theta)

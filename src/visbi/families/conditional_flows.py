@@ -19,12 +19,14 @@ from visbi.families.base import log_standard_normal
 from visbi.families.carry import carry, forward
 from visbi.families.coupling_layers import CouplingLayers
 from visbi.families.flows import shrink, spline_flow
+from visbi.families.gated import GATED_SHAPES, Gate
 from visbi.families.gaussianize import gaussianization_flow
 
 __all__ = ["ConditionalBody", "conditional_body"]
 
 _AUTOREGRESSIVE = {
     "maf": zuko.flows.MAF,
+    "iaf": partial(zuko.flows.MAF, univariate=Gate, shapes=GATED_SHAPES),
     "nsf": spline_flow,
     "sospf": zuko.flows.SOSPF,
     # the one-dimensional networks inside: as wide as the signal that steers them

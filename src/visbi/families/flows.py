@@ -91,12 +91,17 @@ class AutoregressiveBody(_FlowBody):
     def draw(self, n: int, *, path: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         if not (path and torch.is_grad_enabled()):
             return *self.rsample_and_log_prob(n), None
+        z, log_q, score = self.draw_and_score(n)
+        return z, log_q, path_part(log_q, z, score)
+
+    def draw_and_score(self, n: int) -> tuple[Tensor, Tensor, Tensor]:
+        """z (n, d), log q(z) (n,) and d log q / dz (n, d), the last without gradient."""
         u = self._noise(n)
         z, log_q, score = u, log_standard_normal(u), -u
         for layer in self.layers:
             z, ladj, score = carry(layer, z, score)
             log_q = log_q - ladj
-        return z, log_q, path_part(log_q, z, score)
+        return z, log_q, score
 
 
 def spline_flow(dim: int, context: int = 0, *, bins: int = 8, **options: Any) -> Any:

@@ -1,6 +1,13 @@
 r"""Mixtures of Gaussians, each with a full covariance: q(z) = sum_k w_k N(z; m_k, L_k L_k').
 
-Draws pick a component, which has no derivative; they are differentiated implicitly instead (Graves 2016;
+A draw picks a component k and is z = m_k + L_k e, e ~ N(0, I); means and factors move it, the weights do not.
+Two ways lead to gradients by the weights as well.
+
+*For objectives* (`draw`), E_q[f] has by the logits a the derivative E_q[f(z) d log q(z) / da]: the draws come
+with log q as a function of the logits alone, and objectives weigh that (`objectives.particles`). It is right
+however far components lie apart.
+
+*For a function of draws alone* (`rsample_and_log_prob`), draws are differentiated implicitly (Graves 2016;
 Figurnov, Mohamed, Mnih 2018). With u_k = L_k^{-1} (z - m_k) the conditional cdf of z_i given z_1, z_2, .. is
 
     F_i(z) = sum_k r_ki Phi(u_ki),   r_ki = softmax_k(log w_k + sum_{j<i} log N(u_kj) - log L_kjj),
@@ -8,11 +15,9 @@ Figurnov, Mohamed, Mnih 2018). With u_k = L_k^{-1} (z - m_k) the conditional cdf
 F(z) is uniform on the cube whatever the parameters, and so dz = -J^{-1} (dF/dphi) dphi with J = dF/dz, lower
 triangular, its diagonal the conditional densities p_i. Row i is divided by p_i, in log space, and where F_i
 is above 1/2 by way of 1 - F_i: in tails that leaves ratios of the size of a scale. Between two modes it does
-not: there F_i changes though hardly any mass is passed, and a draw that far out would move by 1 / p_i. Such
-ratios are held below a bound, since their variance has none.
-
-What follows for a fit: how much weight each of two modes gets that lie far apart is known only from draws in
-between. Reverse KL, which follows paths, hardly learns it; forward KL and importance weighting do.
+not: there F_i changes though hardly any mass is passed, and a draw that far out moves by 1 / p_i. Such ratios
+are held below a bound, since their variance has none; how much weight each of two modes far apart has can
+hardly be learnt that way.
 """
 
 import math
@@ -136,24 +141,41 @@ class MixtureBody(Body):
         scale_tril = self.scale_tril
         return scale_tril @ scale_tril.mT
 
+    def _drawn(self, n: int) -> Tensor:
+        """Draws (n, d), each with the gradient of its component's mean and factor."""
+        k = torch.multinomial(self.weights.detach(), n, replacement=True)
+        u = torch.randn(n, self.dim, 1, dtype=self.raw_loc.dtype, device=self.raw_loc.device)
+        return self.loc[k] + (self.scale_tril[k] @ u)[..., 0]
+
     def sample(self, n: int) -> Tensor:
         """`n` draws (n, d), no gradient."""
         with torch.no_grad():
-            k = torch.multinomial(self.weights, n, replacement=True)
-            u = torch.randn(n, self.dim, 1, dtype=self.raw_loc.dtype, device=self.raw_loc.device)
-            return self.loc[k] + (self.scale_tril[k] @ u)[..., 0]
+            return self._drawn(n)
 
     def rsample_and_log_prob(self, n: int) -> tuple[Tensor, Tensor]:
         z = self.sample(n)
         if not torch.is_grad_enabled():
             return z, self.log_prob(z)
-        return self._differentiable(z)[:2]
+        scale_tril, log_w = self.scale_tril, self.logits.log_softmax(0)
+        u = _noise(z, self.loc, scale_tril)
+        log_n = _log_normal(u, scale_tril)
+        z = z - _implicit(u, log_n, log_w, scale_tril.detach())
+        return z, _log_q_along(z, u, log_n, log_w, scale_tril)[0]
 
     def draw(self, n: int, *, path: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         if not (path and torch.is_grad_enabled()):
             return *self.rsample_and_log_prob(n), None
-        z, log_q, score = self._differentiable(self.sample(n))
+        z = self._drawn(n)
+        scale_tril, log_w = self.scale_tril, self.logits.log_softmax(0)
+        u = _noise(z.detach(), self.loc, scale_tril)
+        log_q, score = _log_q_along(z, u, _log_normal(u, scale_tril), log_w, scale_tril)
         return z, log_q, path_part(log_q, z, score)
+
+    def log_prob_by_choice(self, z: Tensor) -> Tensor:
+        with torch.no_grad():
+            scale_tril = self.scale_tril
+            log_n = _log_normal(_noise(z.double(), self.loc, scale_tril), scale_tril).sum(1)
+        return torch.logsumexp(self.logits.log_softmax(0)[:, None] + log_n, 0)
 
     def log_prob(self, z: Tensor) -> Tensor:
         loc, scale_tril, z = self.loc, self.scale_tril, z.double()
@@ -172,16 +194,6 @@ class MixtureBody(Body):
             log_n = _log_normal(u, scale_tril).sum(1)
             return _score(u, (self.logits[:, None] + log_n).softmax(0), scale_tril)
 
-    def _differentiable(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Draws z (n, d) with their gradient, log q there with its total derivative, and d log q / dz."""
-        scale_tril, log_w = self.scale_tril, self.logits.log_softmax(0)
-        u = _noise(z, self.loc, scale_tril)
-        log_n = _log_normal(u, scale_tril)
-        log_joint = log_w[:, None] + log_n.sum(1)
-        score = _score(u.detach(), log_joint.detach().softmax(0), scale_tril.detach())
-        z = z - _implicit(u, log_n, log_w, scale_tril.detach())
-        return z, torch.logsumexp(log_joint, 0) + (score * (z - z.detach())).sum(-1), score
-
 
 def _noise(z: Tensor, loc: Tensor, scale_tril: Tensor) -> Tensor:
     """u, (K, d, N), for z (N, d)."""
@@ -197,6 +209,15 @@ def _log_normal(u: Tensor, scale_tril: Tensor) -> Tensor:
 def _score(u: Tensor, shares: Tensor, scale_tril: Tensor) -> Tensor:
     """-sum_k share_k L_k^{-T} u_k, (N, d), for the components' shares of each z (K, N)."""
     return -(torch.linalg.solve_triangular(scale_tril.mT, shares[:, None] * u, upper=True)).sum(0).mT
+
+
+def _log_q_along(
+    z: Tensor, u: Tensor, log_n: Tensor, log_w: Tensor, scale_tril: Tensor
+) -> tuple[Tensor, Tensor]:
+    """log q at z (N, d) with its total derivative, from u and log_n at z held fixed, and the score there."""
+    log_joint = log_w[:, None] + log_n.sum(1)
+    score = _score(u.detach(), log_joint.detach().softmax(0), scale_tril.detach())
+    return torch.logsumexp(log_joint, 0) + (score * (z - z.detach())).sum(-1), score
 
 
 def _implicit(u: Tensor, log_n: Tensor, log_w: Tensor, scale_tril: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from visbi.core.checks import one_of, positive_int
 from visbi.families.base import Body, LinkedFamily
 from visbi.families.coupling import CouplingBody
 from visbi.families.gaussian import GaussianBody
+from visbi.families.lowrank import LowRankBody
 from visbi.families.mixture import MixtureBody
 from visbi.priors.transforms import Coordinates
 
@@ -27,10 +28,20 @@ __all__ = [
 
 _AUTOREGRESSIVE = {"maf": "MAF", "nsf": "NSF", "naf": "NAF", "unaf": "UNAF", "sospf": "SOSPF"}
 
-FAMILY_NAMES = (*_AUTOREGRESSIVE, "nice", "gf", "gaussian", "gaussian_diag", "mixture", "coupling")
+FAMILY_NAMES = (
+    *_AUTOREGRESSIVE,
+    "nice",
+    "gf",
+    "gaussian",
+    "gaussian_diag",
+    "mixture",
+    "coupling",
+    "iaf",
+    "lowrank",
+)
 """Every name that `q=` accepts."""
 
-CONDITIONAL_NAMES = tuple(name for name in FAMILY_NAMES if name != "mixture")
+CONDITIONAL_NAMES = tuple(name for name in FAMILY_NAMES if name not in ("mixture", "lowrank"))
 """Those that have a form q(theta | x), for amortised fits."""
 
 OPTIONS = ("num_transforms", "hidden_features", "num_components", "spline")
@@ -63,6 +74,12 @@ def _autoregressive(dim: int, flow: str, num_transforms: int, hidden_features: i
         # the one-dimensional networks inside: as wide as the signal that steers them, not as zuko's 64 x 64
         make = partial(make, network={"hidden_features": [16, 16]})
     return AutoregressiveBody(dim, make, num_transforms=num_transforms, hidden_features=hidden_features)
+
+
+def _iaf(dim: int, num_transforms: int, hidden_features: int) -> Body:
+    from visbi.families.iaf import InverseAutoregressiveBody
+
+    return InverseAutoregressiveBody(dim, num_transforms=num_transforms, hidden_features=hidden_features)
 
 
 def _nice(dim: int, num_transforms: int, hidden_features: int) -> Body:
@@ -121,6 +138,10 @@ def named_body(
         )
     if name == "nice":
         return partial(_nice, num_transforms=num_transforms, hidden_features=hidden_features)
+    if name == "iaf":
+        return partial(_iaf, num_transforms=num_transforms, hidden_features=hidden_features)
+    if name == "lowrank":
+        return partial(LowRankBody)
     if name == "gf":
         return partial(_gaussianization, num_transforms=num_transforms)
     if name == "coupling":

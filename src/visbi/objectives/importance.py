@@ -16,7 +16,7 @@ import torch
 from visbi.core.checks import violation
 from visbi.core.types import LogDensity
 from visbi.families.base import Family
-from visbi.objectives.particles import Loss, draw_particles, log_mean_exp
+from visbi.objectives.particles import Loss, choice_term, draw_particles, log_mean_exp
 
 __all__ = ["importance_weighted"]
 
@@ -63,4 +63,5 @@ def importance_weighted(
     weights = weights.square() if dreg else weights
     through = (particles.through_path() if path else particles.through_all()).reshape(n, K)
     surrogate = -(weights * through).sum() / max(int(alive.sum()), 1)
+    surrogate = surrogate + choice_term(particles, order=1.0, group=K)
     return Loss(surrogate, value, particles.excluded)

@@ -4,6 +4,15 @@ log w_n = log p(theta_n) - log q(theta_n), with log p the potential. Every objec
 gradients of log w, taken through the path, through the score, or both; so one place draws the particles,
 keeps the three gradients apart and deals with potentials that are not finite.
 
+Parameters along which draws have no gradient, such as a mixture's weights, leave their mark in `log_q_choice`
+alone. `choice_term` has the gradient by them: with the bound V = -1/r log mean_n w_n^r of N draws (r = 1: the
+importance-weighted bound; r -> 0: minus the ELBO) and V_-n that of the others,
+
+    grad E[V] = E[sum_n (V - V_-n + wbar_n - 1/N) grad log q(theta_n)],   wbar = softmax(r log w),
+
+where V_-n is a baseline (Mnih and Rezende 2016), wbar_n is the derivative of V by log q(theta_n), and 1/N
+takes out what has mean zero: nothing is left if q is exact.
+
 A particle whose potential is NaN or +-inf gets a weight of zero and sends no gradient; it is counted.
 """
 
@@ -15,7 +24,9 @@ from torch import Tensor
 from visbi.core.types import LogDensity
 from visbi.families.base import Draws, Family
 
-__all__ = ["Loss", "Particles", "draw_particles", "log_mean_exp"]
+__all__ = ["Loss", "Particles", "choice_term", "draw_particles", "log_mean_exp"]
+
+_LARGEST_SHARE = 1.0 - 1e-12  # of the weight that one draw can have: the others' bound stays finite
 
 
 @dataclass(frozen=True)
@@ -103,6 +114,30 @@ def draw_particles(
             values = log_p(theta).double()
         valid = torch.isfinite(values) & torch.isfinite(draws.log_q.detach())
     return Particles(draws, torch.where(valid, values, 0.0), valid)
+
+
+def choice_term(particles: Particles, *, order: float = 0.0, group: int | None = None) -> Tensor:
+    """A scalar with the gradient of minus the bound by what draws do not follow; zero if they follow all.
+
+    Args:
+        particles: drawn with the path part.
+        order: r; 0 is the ELBO's.
+        group: number of draws that the bound is of; the mean over groups is taken. None is all.
+    """
+    choice = particles.draws.log_q_choice
+    if choice is None:
+        return torch.zeros((), dtype=torch.float64, device=particles.log_p.device)
+    valid = particles.valid if group is None else particles.valid.reshape(-1, group)
+    log_w = particles.log_w().reshape(valid.shape)
+    if order == 0.0 or valid.shape[-1] == 1:  # of one draw the bound is the ELBO, whatever the order
+        log_w = log_w[valid]
+        n = max(len(log_w), 2)
+        return -((log_w - log_w.mean()) * choice[valid.flatten()]).sum() / (n - 1)
+    count = valid.sum(-1, keepdim=True).to(log_w)
+    share = torch.softmax(torch.where(count > 0, order * log_w, 0.0), -1)
+    others = torch.log1p(-share.clamp_max(_LARGEST_SHARE)) - torch.log1p(-1.0 / count.clamp_min(2))
+    coefficient = torch.where(valid & (count > 1), others / order + share - 1.0 / count, 0.0)
+    return (coefficient * choice.reshape(valid.shape)).sum() / (count > 0).sum().clamp_min(1)
 
 
 def log_mean_exp(values: Tensor, dim: int = -1) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from visbi.core.checks import violation
 from visbi.core.types import LogDensity
 from visbi.families.base import Family
-from visbi.objectives.particles import Loss, draw_particles, log_mean_exp
+from visbi.objectives.particles import Loss, choice_term, draw_particles, log_mean_exp
 
 __all__ = ["renyi"]
 
@@ -67,4 +67,5 @@ def renyi(
     # near alpha = 1 the quotient is 0/0; its limit is the mean
     value = -float(log_mean_exp(order * log_w) / order) if abs(order) > 1e-8 else -float(log_w.mean())
     weights = alpha * weights + order * weights.square() if dreg else weights
-    return Loss(-(weights * through).sum(), value, particles.excluded)
+    surrogate = choice_term(particles, order=0.0 if abs(order) <= 1e-8 else order) - (weights * through).sum()
+    return Loss(surrogate, value, particles.excluded)

@@ -8,7 +8,7 @@ leave-one-out baseline.
 
 from visbi.core.types import LogDensity
 from visbi.families.base import Family
-from visbi.objectives.particles import Loss, draw_particles
+from visbi.objectives.particles import Loss, choice_term, draw_particles
 
 __all__ = ["reverse_kl"]
 
@@ -40,4 +40,5 @@ def reverse_kl(family: Family, log_p: LogDensity, n: int, *, stick_the_landing: 
         surrogate = 0.5 * chosen.var() if len(chosen) > 1 else 0.0 * chosen.sum()
         return Loss(surrogate, value, particles.excluded)
     through = particles.through_path() if path else particles.through_all()
-    return Loss(-through.sum() / max(len(log_w), 1), value, particles.excluded)
+    surrogate = choice_term(particles) - through.sum() / max(len(log_w), 1)
+    return Loss(surrogate, value, particles.excluded)
