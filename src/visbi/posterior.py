@@ -504,7 +504,7 @@ class VIPosterior:
         """The potential log p(theta | x) + const, (batch,), for theta (batch, D)."""
         theta = self._theta(theta)
         with torch.set_grad_enabled(track_gradients):
-            return self.potential_fn.evaluate(theta, self._x_or_default(x))
+            return self.potential_fn.evaluate(theta, self._state.rows(self._x_or_default(x)))
 
     def map(
         self,
@@ -533,8 +533,8 @@ class VIPosterior:
 
         Ctrl-C ends the search and keeps the best so far.
         """
-        x = self._x_or_default(x)
-        if self._map is None or force_update or not same(x, self._x):
+        x, default = (self._state.rows(each) for each in (self._x_or_default(x), self._x))
+        if self._map is None or force_update or not same(x, default):
             best, _ = ascend(
                 self._log_p(x),
                 self._coords,
@@ -545,7 +545,7 @@ class VIPosterior:
                 save_best_every=save_best_every,
                 show_progress_bars=show_progress_bars,
             )
-            if not same(x, self._x):
+            if not same(x, default):
                 return best[None]
             self._map = best[None]
         return self._map
@@ -645,12 +645,9 @@ class VIPosterior:
 
         Raises:
             OSError: it cannot be written.
-            NotImplementedError: the fit is an amortised one.
         """
         from visbi.saving import Parts, save_parts
 
-        if isinstance(self._state, AmortizedFit):
-            raise NotImplementedError("Amortised fits cannot be saved to this format yet: use torch.save.")
         options = {name: getattr(self, attribute) for name, attribute in _SAVED_OPTIONS.items()}
         parts = Parts(
             prior=self.prior,
@@ -679,9 +676,9 @@ class VIPosterior:
             device: where to put it; None: where it was.
             **what_cannot_be_stored: what the file lacks, as it was: `potential_fn`, `prior`,
                 `theta_transform`, `q` (its tensors are overwritten by the stored ones) with `parameters` or
-                `modules`, `theta_embedding_net`, `embedding_net`, `optimizer`, `scheduler`,
-                `weight_transform` (the last three may be None, to do without). The error that comes without
-                them lists them.
+                `modules`, `theta_embedding_net`, `embedding_net`, `q_embedding_net` (as `train_amortized`
+                got it), `optimizer`, `scheduler`, `weight_transform` (the last three may be None, to do
+                without). The error that comes without them lists them.
 
         Raises:
             OSError: no such file.
