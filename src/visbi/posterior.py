@@ -195,6 +195,9 @@ class VIPosterior:
                 q, self._coords, num_transforms=self.num_transforms, hidden_features=self.hidden_features
             )
         elif isinstance(q, VIPosterior):
+            if isinstance(q._state, AmortizedFit):
+                expected = "a posterior that was not amortised: q(theta | x) lends no q(theta)"
+                raise ValueError(violation("q", expected, repr(q)))
             if q._family.event_shape != self.prior.event_shape:
                 expected = f"a posterior over {self.prior.event_shape[0]} parameters, as the prior"
                 raise ValueError(violation("q", expected, q._family.event_shape[0]))
@@ -364,7 +367,7 @@ class VIPosterior:
         from the instance.
 
         Args:
-            theta: parameters of the simulations, (N, D).
+            theta: parameters of the simulations, (N, D): checked, but the ELBO learns from draws of its own.
             x: their observations, (N, ...); each row is one observation.
             n_particles: draws of q per x.
             learning_rate, gamma: of the first step, and its factor after every step.
@@ -428,6 +431,7 @@ class VIPosterior:
             self._coords,
             options,
             choices=(choice, params, instance),
+            method=self._method,
             embedding_net=embedding_net,
             before=self._state,
         )
