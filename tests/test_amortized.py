@@ -381,6 +381,9 @@ def test_one_image_is_one_observation_everywhere():
     best = images.map(**few)
     assert images.map(image) is images.map(image[None]) is best  # kept, however x is written
     assert images.report.n_draws == 50_000 and images.evaluate(N=100).n_draws == 100
+    with pytest.warns(UserWarning, match="replaces the amortised fit"):
+        images.train(image, max_num_iters=2, quality_control=False, show_progress_bar=False)
+    assert images.default_x.shape == (1, 3, 3)
 
 
 # -- training on, and from one mode to the other

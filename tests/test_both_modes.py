@@ -11,9 +11,9 @@ import torch
 import torch.distributions as td
 from torch import Tensor
 
+from posterior_cases import PUBLISHED_FAMILIES
 from visbi import VIPosterior
 from visbi.core.random import seeded
-from visbi.families import FAMILY_NAMES
 from visbi.priors import BoxUniform, MultipleIndependent, TruncatedNormal
 
 SMALL: dict[str, Any] = dict(num_transforms=1, hidden_features=8)
@@ -80,7 +80,7 @@ def weights(posterior: VIPosterior) -> Tensor:
 
 @BOTH
 @pytest.mark.parametrize("prior", PRIORS.values(), ids=PRIORS)
-@pytest.mark.parametrize("q", FAMILY_NAMES)
+@pytest.mark.parametrize("q", PUBLISHED_FAMILIES)
 def test_every_family_on_bounded_and_mixed_priors(q: str, prior: Any, mode: Any) -> None:
     """q lies within the support, and its integral over it, as a mean over draws of the prior, is one."""
     posterior = mode(made(prior(), q=q))
@@ -269,7 +269,7 @@ def test_fitted_on_a_gpu_and_moved_back(mode: Any) -> None:
 
 
 @BOTH
-@pytest.mark.parametrize("q", FAMILY_NAMES)
+@pytest.mark.parametrize("q", PUBLISHED_FAMILIES)
 def test_a_seed_repeats_a_fit_to_the_bit(q: str, mode: Any) -> None:
     def trained(seed: int | None) -> Tensor:
         return weights(mode(made(q=q), n_particles=64, retrain_from_scratch=True, seed=seed))

@@ -15,12 +15,12 @@ import torch.distributions as td
 from torch import Tensor, nn
 from torch.distributions import constraints, transforms
 
+from posterior_cases import PUBLISHED_FAMILIES
 from visbi import VIPosterior
 from visbi.core.archive import ArchiveError
 from visbi.core.random import seeded
 from visbi.estimators import NeuralRatio
 from visbi.estimators.ratio import RatioConfig
-from visbi.families import FAMILY_NAMES
 from visbi.fitting.state import AmortizedFit
 from visbi.potentials import RatioPotential
 from visbi.priors import BoxUniform, MultipleIndependent
@@ -81,7 +81,7 @@ def assert_equal(a: VIPosterior, b: VIPosterior, x_shape: tuple[int, ...] = (2,)
     assert a.trace == b.trace
 
 
-@pytest.mark.parametrize("name", FAMILY_NAMES)
+@pytest.mark.parametrize("name", PUBLISHED_FAMILIES)
 def test_every_family(name: str, tmp_path: Path) -> None:
     posterior = amortised(flow_type=name)
     back = reload(posterior, tmp_path)

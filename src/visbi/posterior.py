@@ -8,6 +8,7 @@ References:
     Wiqvist, Frellsen, Picchini: Sequential neural posterior and likelihood approximation. 2021.
 """
 
+import contextlib
 import copy
 import os
 import warnings
@@ -299,7 +300,7 @@ class VIPosterior:
                 **kwargs,
             }
         )
-        x = self._x_or_default(x)
+        x = self._state.rows(self._x_or_default(x))
         with seeded(options.seed):
             self._fit(x, options)
             self._map = self._map if same(x, self._x) else None
@@ -435,8 +436,9 @@ class VIPosterior:
             embedding_net=embedding_net,
             before=self._state,
         )
-        if isinstance(self._state, SingleFit):  # q(theta) goes back to its start
-            self._family = self._family.fresh().to(self._device)
+        if isinstance(self._state, SingleFit):  # q(theta) goes back to its start, if it can
+            with contextlib.suppress(ValueError):
+                self._family = self._family.fresh().to(self._device)
         self._state, self._map = fit, None
         return self
 
