@@ -13,7 +13,7 @@ DOCS := $(VENV)/.docs-installed
 PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-doc test-slow test-peers test-lowest lint format types docs bench step-time lynx-hare reference peers dev clean
+.PHONY: help demo test test-doc test-slow test-peers contract-table test-lowest lint format types docs bench step-time lynx-hare reference peers dev clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /: /'
@@ -33,6 +33,10 @@ test-slow: $(DEV) ## accuracy tests that take minutes; having none (pytest's exi
 test-peers: .venvs/sbi/.installed ## tests with sbi's own objects, in sbi's environment
 	.venvs/sbi/bin/python -m pip $(PIP_INSTALL) -e '.[dev]'
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} .venvs/sbi/bin/python -m pytest -m peers
+
+contract-table: $(DEV) .venvs/sbi/.installed ## run the tests that hold the contract, into docs/contract.md
+	.venvs/sbi/bin/python -m pip $(PIP_INSTALL) -e '.[dev]'
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python tests/write_contract_table.py --peers-python .venvs/sbi/bin/python
 
 test-lowest: .venvs/lowest/.installed ## the tests on the oldest dependencies that pyproject.toml allows
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} .venvs/lowest/bin/python -m pytest -n $(JOBS)

@@ -12,6 +12,7 @@ from visbi import VIPosterior
 from visbi.core.random import seeded
 from visbi.priors import BoxUniform
 
+PUBLISHED_FAMILIES = ("maf", "nsf", "naf", "unaf", "nice", "sospf", "gf", "gaussian", "gaussian_diag")
 X = torch.tensor([[0.3, -0.5]])
 OTHER = torch.tensor([[-0.6, 0.8]])
 SD = 0.5

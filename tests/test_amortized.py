@@ -364,6 +364,28 @@ def test_images_and_embedding():
     assert not torch.equal(images.q.embedding[1].weight, net[1].weight)
 
 
+def test_one_image_is_one_observation_everywhere():
+    prior, image = BoxUniform(torch.zeros(2), torch.ones(2)), torch.randn(3, 3)
+
+    def log_p(theta, x):
+        assert x.shape[1:] == (3, 3)  # never one image taken for three observations
+        return -x[:, 0, :2].sub(theta).square().sum(-1)
+
+    images = VIPosterior(log_p, prior)
+    images.train_amortized(prior.sample((30,)), torch.randn(30, 3, 3), **QUICK)
+    images.set_default_x(image)
+    theta, few = prior.sample((4,)), dict(num_iter=2, num_init_samples=10)
+    expected = -image[0, :2].sub(theta).square().sum(-1)
+    for x in (None, image, image[None]):
+        torch.testing.assert_close(images.potential(theta, x), expected)
+    best = images.map(**few)
+    assert images.map(image) is images.map(image[None]) is best  # kept, however x is written
+    assert images.report.n_draws == 50_000 and images.evaluate(N=100).n_draws == 100
+    with pytest.warns(UserWarning, match="replaces the amortised fit"):
+        images.train(image, max_num_iters=2, quality_control=False, show_progress_bar=False)
+    assert images.default_x.shape == (1, 3, 3)
+
+
 # -- training on, and from one mode to the other
 
 
@@ -450,8 +472,3 @@ def test_moves_as_a_whole():
 
 def test_says_what_it_is():
     assert repr(quick()) == "VIPosterior(D=2, fitted by amortised rKL in 3 steps)"
-
-
-def test_cannot_be_saved_yet(tmp_path):
-    with pytest.raises(NotImplementedError, match=r"torch\.save"):
-        quick().save(tmp_path / "posterior.visbi")

@@ -1,7 +1,7 @@
 """Every keyword of `VIPosterior` does what is documented, on the first call and on a later one.
 
 A test says with `@shows(method, keyword, ...)` whose effect it shows; a keyword that no test shows is a
-failure of `test_every_keyword_is_shown`.
+failure of `test_every_keyword_is_shown`. For amortised fits: `test_contract_amortized`.
 """
 
 import copy
@@ -19,12 +19,13 @@ from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import StepLR
 
 from posterior_cases import GOOD, OTHER, X, alone_and_seeded, box, fitted, log_p, made, real, weights
+from shown import Shown
 from visbi import VIPosterior
 from visbi.fitting import TrainOptions
 
 __all__ = ["alone_and_seeded"]
 
-SHOWN: set[tuple[str, str]] = set()
+shows = Shown()
 LATER = pytest.mark.parametrize("later", [False, True], ids=["first", "later"])
 METHODS = (
     "__init__",
@@ -41,12 +42,6 @@ METHODS = (
 )
 
 
-def shows(method: str, *keywords: str) -> Callable[[Any], Any]:
-    """Marks a test that fails when one of the keywords loses its effect."""
-    SHOWN.update((method, keyword) for keyword in keywords)
-    return lambda test: test
-
-
 def keywords_of(method: str) -> set[str]:
     parameters = inspect.signature(getattr(VIPosterior, method)).parameters.values()
     names = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD} - {"self"}
@@ -55,8 +50,7 @@ def keywords_of(method: str) -> set[str]:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_keyword_is_shown(method: str) -> None:
-    shown = {keyword for name, keyword in SHOWN if name == method}
-    assert shown == keywords_of(method)
+    assert shows.of(method) == keywords_of(method)
 
 
 class Seen:

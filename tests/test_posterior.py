@@ -559,6 +559,21 @@ def test_the_four_methods_give_four_gradients() -> None:
         assert all((one - other).norm() > 0.01 * one.norm() for other in moved[:i])
 
 
+def test_a_family_that_cannot_be_rebuilt_says_so() -> None:
+    theta = box().sample(torch.Size([50]))
+    simulations = (theta, theta + SD * torch.randn_like(theta))
+    options: dict[str, Any] = dict(max_num_iters=3, n_particles=4, show_progress_bar=False)
+    amortised = made().train_amortized(*simulations, **options)
+    posterior = fitted(made(q=amortised.q.at(X)))  # q(theta | X) as a start for a fit to X
+    before, trace = weights(posterior), posterior.trace
+    with pytest.raises(ValueError, match="`q`: expected a family that can be rebuilt"):
+        fitted(posterior, retrain_from_scratch=True)
+    assert torch.equal(weights(posterior), before) and posterior.trace is trace
+    with pytest.warns(UserWarning, match="replaces the fit to a single observation"):
+        posterior.train_amortized(*simulations, flow_type="gaussian", **options)
+    assert posterior.sample((3,), X).shape == (3, 2)  # not lost for want of a fresh q(theta)
+
+
 # the maximum
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from posterior_cases import (
     GOOD,
     OTHER,
+    SD,
     SHORT,
     X,
     alone_and_seeded,
@@ -28,6 +29,7 @@ from posterior_cases import (
 from visbi import VIPosterior
 from visbi.certificate.weights import pareto_smooth, resample
 from visbi.families import FAMILY_NAMES
+from visbi.families.conditional import ConditionalFamily
 from visbi.potentials import BasePotential
 from visbi.priors import BoxUniform, MultipleIndependent
 
@@ -65,6 +67,17 @@ def build(event_shape: torch.Size, link_transform: Any, device: str) -> td.Distr
 def mixed() -> MultipleIndependent:
     one = torch.ones(1)
     return MultipleIndependent([BoxUniform(0 * one, one), td.HalfCauchy(one), td.Normal(0 * one, one)])
+
+
+AMORTISED: dict[str, Any] = dict(
+    flow_type="gaussian", hidden_features=8, n_particles=8, max_num_iters=5, show_progress_bar=False
+)
+
+
+def amortised(posterior: VIPosterior | None = None, **options: Any) -> VIPosterior:
+    posterior = made() if posterior is None else posterior
+    theta = posterior.prior.sample(torch.Size([60]))
+    return posterior.train_amortized(theta, theta + SD * torch.randn_like(theta), **{**AMORTISED, **options})
 
 
 def draws(posterior: VIPosterior, n: int = 20) -> Tensor:
@@ -284,6 +297,30 @@ def test_regression_18_resampling_weighs_by_p_over_q() -> None:
     assert float(chosen.std()) == pytest.approx(1.0, abs=0.05)  # weights of p alone would give .83
 
 
+@pytest.mark.parametrize("factor", [1, 32])
+def test_regression_19_oversampling_reaches_the_resampling(factor: int) -> None:
+    n, q = 2000, td.Normal(torch.tensor(0.5), torch.tensor(1.5))
+    candidates = q.sample((factor * n,))
+    chosen = resample(-0.5 * candidates.square() - q.log_prob(candidates), n)
+    distinct = len(chosen.unique()) / n
+    assert distinct < 0.8 if factor == 1 else distinct > 0.95  # few candidates must come up again
+
+
+@pytest.mark.parametrize("at_once", [4, 30])
+def test_regression_19_the_batch_size_reaches_the_sampler(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    posterior, sizes, draw = amortised(), [], ConditionalFamily.draw
+
+    def counted(self: ConditionalFamily, x: Tensor, n: int, **options: Any) -> Any:
+        sizes.append(n * len(x))
+        return draw(self, x, n, **options)
+
+    monkeypatch.setattr(ConditionalFamily, "draw", counted)
+    posterior.sample_batched((20,), torch.randn(3, 2), max_sampling_batch_size=at_once)
+    assert max(sizes) == at_once - at_once % 3 and sum(sizes) == 60
+
+
 def test_regression_21_a_pickled_transform_has_its_inverse() -> None:
     theta = torch.tensor([[0.3, -1.2]])
     for prior in (box(), real(), td.Independent(td.HalfCauchy(torch.ones(2)), 1)):
@@ -363,6 +400,70 @@ def test_regression_more_double_precision(q: str, of_prior: torch.dtype, of_x: t
     assert posterior.log_prob(torch.zeros(2, 2, dtype=of_x)).shape == (2,)
 
 
+def test_regression_more_options_that_cannot_act_are_not_ignored() -> None:
+    with pytest.warns(UserWarning, match="vi_method = 'IW' is not used"):
+        amortised(made(vi_method="IW"))
+    with pytest.raises(ValueError, match="`init`"):
+        made(q=own()).train(X, **SHORT, init="match")
+    with pytest.raises(ValueError, match="`parameters`"):
+        made(q="maf", parameters=[torch.zeros(1, requires_grad=True)])
+    for method in ("train", "sample", "log_prob", "potential", "map", "evaluate"):
+        with pytest.raises(TypeError, match="norm_posterior"):
+            getattr(fitted(), method)(norm_posterior=True)
+    with pytest.raises(TypeError, match="norm_posterior"):
+        amortised(norm_posterior=True)
+
+
+def test_regression_more_a_theta_transform_is_used() -> None:
+    own_map = td.transforms.AffineTransform(torch.tensor([1.0, -1.0]), torch.tensor([4.0, 0.5]))
+    theta = torch.tensor([[0.3, -1.2]])
+    for mode in (copy.copy, fitted, amortised):
+        one = mode(made(prior=real(), theta_transform=own_map, z_score_theta="none"))
+        torch.testing.assert_close(one.theta_transform(theta), own_map(theta))
+        torch.testing.assert_close(one.q.coords.to_z(theta)[0].float(), own_map(theta))
+
+
+@pytest.mark.parametrize("mode", [fitted, amortised])
+def test_regression_more_one_device_for_all(mode: Any) -> None:
+    posterior = mode(made(q="maf", **SMALL)).set_default_x(X)
+    posterior.map(num_iter=2, num_init_samples=10)
+    posterior.to("meta")
+    theta = torch.zeros(2, 2)  # what a user brings is moved along
+    found = [posterior.sample((2,)), posterior.log_prob(theta, X), posterior.potential(theta, X)]
+    found += [
+        posterior.default_x,
+        posterior.map(),
+        posterior.prior.sample(),
+        posterior.theta_transform(theta.to("meta")),
+    ]
+    assert {t.device.type for t in (*found, *posterior.q.parameters(), *posterior.q.buffers())} == {"meta"}
+
+
+@pytest.mark.parametrize("mode", [fitted, amortised])
+@pytest.mark.parametrize("nothing", [-math.inf, math.nan])
+def test_regression_more_a_diagnostic_of_nothing_ends(nothing: float, mode: Any) -> None:
+    posterior = mode(made(lambda theta, x_o: 0 * theta[:, 0] + nothing)).set_default_x(X)
+    report = posterior.evaluate(N=100)
+    assert report.status != "ok" and report.sentence
+    assert bool(torch.isfinite(posterior.map(num_iter=2, num_init_samples=10)).all())
+
+
+@pytest.mark.parametrize("method", ["rKL", "fKL", "IW", "alpha"])
+def test_regression_more_the_defaults_are_not_biased(method: str) -> None:
+    posterior = made(prior=real(), vi_method=method).train(X, show_progress_bar=False)
+    theta = posterior.sample((20_000,))
+    assert ((theta.mean(0) - X[0]) / SD).abs().max() < 0.05
+    assert (theta.std(0) / SD - 1).abs().max() < 0.05
+
+
+def test_regression_more_the_best_weights_are_kept_and_the_end_is_explained() -> None:
+    wild = dict(learning_rate=3.0, clip_value=1e6, max_num_iters=60, stop_after_iters=5)
+    trace = amortised(**wild).trace
+    assert trace.validation_loss[trace.best_iter] == min(trace.validation_loss) < trace.validation_loss[-1]
+    assert "no lower held-out loss for stop_after_iters = 5 steps" in trace.stop_reason
+    assert fitted().trace.stop_reason == "reached max_num_iters = 3"
+
+
 # the defects
 
 
@@ -437,6 +538,40 @@ def test_defect_09_what_was_found_is_returned(capsys: pytest.CaptureFixture[str]
     report = posterior.evaluate(N=500)
     assert report.n_draws == 500 and f"{report.khat:.3f}" in capsys.readouterr().out
     assert len(posterior.trace.loss) == 3 and posterior.trace.loss[0] > posterior.trace.loss[2] - 1
+
+
+@pytest.mark.parametrize("x_shape", [(1, 6, 6), (5, 2), (4, 1, 3)])
+def test_defect_10_networks_that_embed_and_x_of_more_axes(
+    x_shape: tuple[int, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Mean(nn.Module):
+        """(M, ...) -> (M, 3), of whatever shape."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(1, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x.flatten(1)[..., None]).relu().mean(1)
+
+    prior = real()
+    theta = prior.sample(torch.Size([80]))
+    spread = theta.sum(1).view(80, *[1] * len(x_shape))
+    x = spread + torch.randn(80, *x_shape)
+
+    def potential(theta: Tensor, x: Tensor) -> Tensor:
+        assert x.shape[1:] == x_shape
+        return prior.log_prob(theta) - 0.5 * (x.flatten(1) - theta.sum(1)[:, None]).square().sum(1)
+
+    for net in (None, Mean()):
+        posterior = VIPosterior(potential, prior)
+        posterior.train_amortized(theta, x, **AMORTISED, embedding_net=net)
+        assert posterior.sample((4,), x[0]).shape == (4, 2)
+        assert posterior.sample_batched((4,), x[:3]).shape == (4, 3, 2)
+        assert posterior.log_prob(theta[:3], x[:3]).shape == (3,)
+        posterior.set_default_x(x[0])
+        report = posterior.evaluate(N=200)  # of the one that it is asked about
+        assert report.n_draws == 200 and f"{report.khat:.3f}" in capsys.readouterr().out
 
 
 def test_defect_11_a_seeded_fit_depends_on_nothing_before_it() -> None:

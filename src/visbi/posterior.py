@@ -8,6 +8,7 @@ References:
     Wiqvist, Frellsen, Picchini: Sequential neural posterior and likelihood approximation. 2021.
 """
 
+import contextlib
 import copy
 import os
 import warnings
@@ -195,6 +196,9 @@ class VIPosterior:
                 q, self._coords, num_transforms=self.num_transforms, hidden_features=self.hidden_features
             )
         elif isinstance(q, VIPosterior):
+            if isinstance(q._state, AmortizedFit):
+                expected = "a posterior that was not amortised: q(theta | x) lends no q(theta)"
+                raise ValueError(violation("q", expected, repr(q)))
             if q._family.event_shape != self.prior.event_shape:
                 expected = f"a posterior over {self.prior.event_shape[0]} parameters, as the prior"
                 raise ValueError(violation("q", expected, q._family.event_shape[0]))
@@ -296,7 +300,7 @@ class VIPosterior:
                 **kwargs,
             }
         )
-        x = self._x_or_default(x)
+        x = self._state.rows(self._x_or_default(x))
         with seeded(options.seed):
             self._fit(x, options)
             self._map = self._map if same(x, self._x) else None
@@ -364,7 +368,7 @@ class VIPosterior:
         from the instance.
 
         Args:
-            theta: parameters of the simulations, (N, D).
+            theta: parameters of the simulations, (N, D): checked, but the ELBO learns from draws of its own.
             x: their observations, (N, ...); each row is one observation.
             n_particles: draws of q per x.
             learning_rate, gamma: of the first step, and its factor after every step.
@@ -428,11 +432,13 @@ class VIPosterior:
             self._coords,
             options,
             choices=(choice, params, instance),
+            method=self._method,
             embedding_net=embedding_net,
             before=self._state,
         )
-        if isinstance(self._state, SingleFit):  # q(theta) goes back to its start
-            self._family = self._family.fresh().to(self._device)
+        if isinstance(self._state, SingleFit):  # q(theta) goes back to its start, if it can
+            with contextlib.suppress(ValueError):
+                self._family = self._family.fresh().to(self._device)
         self._state, self._map = fit, None
         return self
 
@@ -504,7 +510,7 @@ class VIPosterior:
         """The potential log p(theta | x) + const, (batch,), for theta (batch, D)."""
         theta = self._theta(theta)
         with torch.set_grad_enabled(track_gradients):
-            return self.potential_fn.evaluate(theta, self._x_or_default(x))
+            return self.potential_fn.evaluate(theta, self._state.rows(self._x_or_default(x)))
 
     def map(
         self,
@@ -533,8 +539,8 @@ class VIPosterior:
 
         Ctrl-C ends the search and keeps the best so far.
         """
-        x = self._x_or_default(x)
-        if self._map is None or force_update or not same(x, self._x):
+        x, default = (self._state.rows(each) for each in (self._x_or_default(x), self._x))
+        if self._map is None or force_update or not same(x, default):
             best, _ = ascend(
                 self._log_p(x),
                 self._coords,
@@ -545,7 +551,7 @@ class VIPosterior:
                 save_best_every=save_best_every,
                 show_progress_bars=show_progress_bars,
             )
-            if not same(x, self._x):
+            if not same(x, default):
                 return best[None]
             self._map = best[None]
         return self._map
@@ -645,12 +651,9 @@ class VIPosterior:
 
         Raises:
             OSError: it cannot be written.
-            NotImplementedError: the fit is an amortised one.
         """
         from visbi.saving import Parts, save_parts
 
-        if isinstance(self._state, AmortizedFit):
-            raise NotImplementedError("Amortised fits cannot be saved to this format yet: use torch.save.")
         options = {name: getattr(self, attribute) for name, attribute in _SAVED_OPTIONS.items()}
         parts = Parts(
             prior=self.prior,
@@ -679,9 +682,9 @@ class VIPosterior:
             device: where to put it; None: where it was.
             **what_cannot_be_stored: what the file lacks, as it was: `potential_fn`, `prior`,
                 `theta_transform`, `q` (its tensors are overwritten by the stored ones) with `parameters` or
-                `modules`, `theta_embedding_net`, `embedding_net`, `optimizer`, `scheduler`,
-                `weight_transform` (the last three may be None, to do without). The error that comes without
-                them lists them.
+                `modules`, `theta_embedding_net`, `embedding_net`, `q_embedding_net` (as `train_amortized`
+                got it), `optimizer`, `scheduler`, `weight_transform` (the last three may be None, to do
+                without). The error that comes without them lists them.
 
         Raises:
             OSError: no such file.

@@ -27,8 +27,8 @@ from visbi.core.checks import violation
 
 __all__ = ["FORMAT_VERSION", "Archive", "ArchiveError", "read_archive", "write_archive"]
 
-FORMAT_VERSION = 1
-"""Of the files that this visbi writes; it reads these and all older ones."""
+FORMAT_VERSION = 2
+"""Of the files that this visbi writes; it reads these and all older ones. 2: amortised fits."""
 
 _FORMAT = "visbi"
 _MANIFEST, _TENSORS = "manifest.json", "tensors.safetensors"

@@ -131,7 +131,7 @@ class ConditionalFamily(nn.Module):
         Raises:
             ValueError: numbers of rows that do not fit, or theta of another length.
         """
-        n = max(len(theta), len(x))
+        n = len(theta) if len(x) == 1 else len(x)
         if len(theta) not in (1, n) or len(x) not in (1, n):
             expected = "equally many rows, or one row in either"
             raise ValueError(violation("theta` and `x", expected, f"{len(theta)} and {len(x)}"))

@@ -46,6 +46,7 @@ def amortize(
     options: AmortizedOptions,
     *,
     choices: tuple[Any, Any, Any],
+    method: str,
     embedding_net: nn.Module | None,
     before: Untrained | SingleFit | AmortizedFit,
 ) -> AmortizedFit:
@@ -58,6 +59,7 @@ def amortize(
         coords: the posterior's coordinates of its support.
         options: see `AmortizedOptions`.
         choices: what to build: explicit, `params`, and the instance's.
+        method: the instance's divergence; any but "rKL", here or in `params`, warns that it is not used.
         embedding_net: copied.
         before: what the posterior has now.
     """
@@ -65,6 +67,10 @@ def amortize(
     explicit, params, instance = choices
     kept = before if isinstance(before, AmortizedFit) and not options.retrain_from_scratch else None
     config = chosen_config(explicit, params, None if kept is None else kept.conditional.config, instance)
+    method = method if params is None else params.vi_method
+    if method != "rKL":
+        said = f"train_amortized() maximises the ELBO, that is rKL: vi_method = {method!r} is not used."
+        warnings.warn(said, stacklevel=3)
     if isinstance(before, SingleFit):
         warnings.warn("train_amortized() replaces the fit to a single observation.", stacklevel=3)
     with seeded(options.seed):

@@ -43,6 +43,10 @@ class Untrained:
 
     latest = at
 
+    def rows(self, x: Tensor | None) -> Tensor | None:
+        """x as it is."""
+        return x
+
     @property
     def trace(self) -> NoReturn:
         """There is none: ValueError."""
@@ -91,6 +95,10 @@ class SingleFit:
     def latest(self, x: Tensor | None) -> "SingleFit":
         """This fit, whatever x."""
         return self
+
+    def rows(self, x: Tensor | None) -> Tensor | None:
+        """x as it is."""
+        return x
 
     def sample(self, shape: torch.Size) -> Tensor:
         """Draws of q, (*shape, D)."""
@@ -168,6 +176,10 @@ class AmortizedFit:
         return replace(self, x=rows, report=self.report if same(rows, self.x) else None)
 
     latest = at
+
+    def rows(self, x: Tensor | None) -> Tensor | None:
+        """x with a leading axis if it is one observation without, such as an image."""
+        return x[None] if x is not None and x.shape == self.conditional.x_shape else x
 
     @property
     def family(self) -> Family:

@@ -28,10 +28,11 @@ from visbi.core.encoding import (
 )
 from visbi.core.types import ZScore
 from visbi.families import Family
-from visbi.fitting.state import SingleFit
+from visbi.fitting.state import AmortizedFit, SingleFit
 from visbi.potentials.base import BasePotential
 from visbi.priors import as_prior
 from visbi.priors.transforms import Coordinates
+from visbi.saving.amortized import AMORTIZED, StoredAmortizedFit
 from visbi.saving.coordinates import COORDINATES, CoordinatesOfPrior
 from visbi.saving.distributions import CONSTRAINTS, DISTRIBUTIONS, TRANSFORMS
 from visbi.saving.estimators import ESTIMATORS, POTENTIALS, UsersPotential
@@ -51,6 +52,7 @@ _VOCABULARY = Vocabulary(
         *POTENTIALS,
         *FAMILIES,
         *FITS,
+        *AMORTIZED,
     ),
     names=CALLABLES,
 )
@@ -63,6 +65,7 @@ _KEYWORDS = (
     "theta_transform",
     "theta_embedding_net",
     "embedding_net",
+    "q_embedding_net",
     "optimizer",
     "scheduler",
     "weight_transform",
@@ -72,7 +75,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "coords": (Coordinates,),
     "potential": (BasePotential, UsersPotential),
     "family": (Family, UsersFamily),
-    "fit": (StoredFit, type(None)),
+    "fit": (StoredFit, StoredAmortizedFit, type(None)),
     "options": (dict,),
     "x": (Tensor, type(None)),
     "map": (Tensor, type(None)),
@@ -88,7 +91,7 @@ class Parts:
 
     Attributes:
         prior, potential, coords, family: of the rooms of the house.
-        fit: to one observation, of the same `family`; or None.
+        fit: to one observation, of the same `family`, or an amortised one; or None.
         options: plain values by name.
         x: the default observation.
         map: the maximum, if it was searched for.
@@ -98,7 +101,7 @@ class Parts:
     potential: BasePotential
     coords: Coordinates
     family: Family
-    fit: SingleFit | None
+    fit: SingleFit | AmortizedFit | None
     options: dict[str, Any]
     x: Tensor | None
     map: Tensor | None
@@ -125,11 +128,16 @@ def save_parts(path: str | os.PathLike[str], parts: Parts, *, z_score: ZScore) -
     }
     for name, stand_in in stand_ins.items():
         content[name] = encoder.encode(Otherwise(getattr(parts, name), stand_in), name)
-    fit = None if parts.fit is None else StoredFit.of(parts.fit, _storable)
-    rest = {"fit": fit, "options": parts.options, "x": parts.x, "map": parts.map}
+    rest = {"fit": _stored_fit(parts, transform), "options": parts.options, "x": parts.x, "map": parts.map}
     content |= {name: encoder.encode(value, name) for name, value in rest.items()}
     content |= {"missing": encoder.missing, "optional": encoder.optional}
     write_archive(path, Archive(_KIND, content, encoder.tensors, __version__))
+
+
+def _stored_fit(parts: Parts, transform: Given) -> StoredFit | StoredAmortizedFit | None:
+    if isinstance(parts.fit, AmortizedFit):
+        return StoredAmortizedFit.of(parts.fit, parts.prior, transform)
+    return None if parts.fit is None else StoredFit.of(parts.fit, _storable)
 
 
 def load_parts(path: str | os.PathLike[str], given: Mapping[str, Any]) -> Parts:
@@ -214,12 +222,16 @@ def _assembled(stored: dict[str, Any]) -> Parts:
         potential = potential.made(prior)
     if isinstance(family, UsersFamily):
         family = family.made(coords)
+    if isinstance(fit, StoredFit):
+        fit = fit.made(family)
+    elif isinstance(fit, StoredAmortizedFit):
+        fit = fit.made()
     return Parts(
         prior=prior,
         potential=potential,
         coords=coords,
         family=family,
-        fit=None if fit is None else fit.made(family),
+        fit=fit,
         options=stored["options"],
         x=stored["x"],
         map=stored["map"],
