@@ -3,6 +3,7 @@
 docs/coming-from-sbi.md lists them by these names.
 """
 
+import inspect
 import math
 import warnings
 from functools import partial
@@ -18,12 +19,14 @@ pytest.importorskip("sbi")
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
+    from sbi.diagnostics import run_sbc
     from sbi.inference import VIPosterior as TheirPosterior
+    from sbi.inference.potentials.posterior_based_potential import PosteriorBasedPotential
     from sbi.samplers.vi import vi_divergence_optimizers as their_objectives
     from sbi.samplers.vi.vi_quality_control import psis_diagnostics
     from sbi.utils import BoxUniform
 
-    from sbi_cases import NOISE, PRIOR, X_O, gaussian
+    from sbi_cases import NOISE, PRIOR, X_O, Exact, gaussian
     from visbi import VIPosterior
     from visbi.certificate import Report, certify
     from visbi.fitting.config import TrainOptions
@@ -48,6 +51,8 @@ def trained(kind: type, **options: Any) -> Any:
 def test_differs_stick_the_landing() -> None:
     """Ours has no noise where q is the posterior."""
     assert their_objectives.ElboOptimizer.__init__.__kwdefaults__["stick_the_landing"] is False
+    for objective in (their_objectives.IWElboOptimizer, their_objectives.RenyiDivergenceOptimizer):
+        assert inspect.signature(objective.__init__).parameters["dreg"].default is False
     posterior = VIPosterior(lambda theta, x_o: REAL.log_prob(theta), REAL, q="gaussian")
 
     def noise(**options: Any) -> float:
@@ -60,13 +65,40 @@ def test_differs_stick_the_landing() -> None:
 
 
 def test_differs_iw_is_iw(monkeypatch) -> None:
-    """Their importance-weighted loss is never called; `tests/test_regressions.py` shows that ours is."""
+    """Their importance-weighted loss is never called: the steps are those of the reverse KL."""
 
     def called(*args: Any) -> Any:
         raise RuntimeError("called")
 
+    def after(kind: type, method: str) -> Tensor:
+        torch.manual_seed(0)
+        posterior = made(kind, vi_method=method).set_default_x(X_O).train(**{**SHORT, "max_num_iters": 20})
+        return posterior.log_prob(X_O)
+
     monkeypatch.setattr(their_objectives.IWElboOptimizer, "loss_rsample", called)
-    made(TheirPosterior, vi_method="IW").set_default_x(X_O).train(**SHORT)
+    assert torch.equal(after(TheirPosterior, "IW"), after(TheirPosterior, "rKL"))
+    assert not torch.equal(after(VIPosterior, "IW"), after(VIPosterior, "rKL"))
+
+
+def test_differs_weight_transform() -> None:
+    """Ours sees weights of mean 1, theirs those of the potential as it is."""
+
+    def largest(kind: type, shift: float) -> float:
+        seen: list[Tensor] = []
+
+        def look(weights: Tensor) -> Tensor:
+            seen.append(weights.detach().clone())  # theirs changes them in place
+            return weights
+
+        torch.manual_seed(0)
+        posterior = made(kind, lambda theta, x_o: gaussian(theta, x_o) + shift, vi_method="fKL")
+        posterior.set_default_x(X_O).train(**SHORT, weight_transform=look, warm_up_rounds=0)
+        return float(seen[0].max())
+
+    assert largest(VIPosterior, 5.0) == pytest.approx(largest(VIPosterior, 0.0), rel=1e-4)
+    assert largest(TheirPosterior, 5.0) == pytest.approx(
+        math.exp(5.0) * largest(TheirPosterior, 0.0), rel=1e-4
+    )
 
 
 # the certificate
@@ -245,6 +277,32 @@ def test_differs_amortised_fits_stay_in_the_support() -> None:
     assert isinstance(ours.evaluate(N=1000), Report)
     with pytest.raises(AssertionError, match="not within the prior support"):
         theirs.evaluate(N=1000)
+
+
+def test_differs_run_sbc_leaves_the_fit_alone(monkeypatch) -> None:
+    """With a function to reduce by, theirs trains a posterior of theirs at every x, also an amortised one."""
+    torch.manual_seed(0)
+    theta = PRIOR.sample((100,))
+    x = theta + NOISE * torch.randn_like(theta)
+    options: dict[str, Any] = dict(flow_type="maf", max_num_iters=2, show_progress_bar=False)
+    calls = []
+    for kind in (VIPosterior, TheirPosterior):
+        posterior = kind(gaussian, PRIOR).train_amortized(theta, x, **options)
+        monkeypatch.setattr(kind, "train", lambda self, *args, **options: calls.append(type(self)))
+        run_sbc(theta[:3], x[:3], posterior, 5, reduce_fns=posterior.log_prob, show_progress_bar=False)
+    assert set(calls) == {TheirPosterior} and len(calls) >= 3
+
+
+# other objects
+
+
+def test_differs_trials_of_npe() -> None:
+    """Independent trials; in theirs each is paired with a particle."""
+    x = X_O + NOISE * torch.randn(7, 2)
+    options: dict[str, Any] = dict(**SHORT, n_particles=64, warm_up_rounds=0)
+    with pytest.raises(AssertionError, match="Batch size mismatch"):
+        TheirPosterior(PosteriorBasedPotential(Exact(), PRIOR), q="gaussian").train(x, **options)
+    VIPosterior(PosteriorBasedPotential(Exact(), PRIOR), q="gaussian").train(x, **options)
 
 
 def test_differs_families_of_amortised_fits() -> None:
