@@ -1,6 +1,7 @@
 """The sbi package's diagnostics, figures and samplers on our posteriors."""
 
 import warnings
+from dataclasses import asdict
 from typing import Any
 
 import matplotlib
@@ -26,6 +27,8 @@ with warnings.catch_warnings():
         likelihood_estimator_based_potential,
         simulate_for_sbi,
     )
+    from sbi.inference.posteriors import VIPosteriorParameters as TheirParameters
+    from sbi.neural_nets.factory import ZukoFlowType as TheirFlowType
     from sbi.utils import RestrictedPrior, get_density_thresholder
 
     from sbi_cases import AMORTIZED, GOOD, NOISE, PRIOR, X_O, Exact, fitted, gaussian, moments, simulator
@@ -224,6 +227,36 @@ def test_their_rounds_of_npe_want_their_classes(fixed, tmp_path, monkeypatch) ->
     trainer = NPE(PRIOR, show_progress_bars=False).append_simulations(theta, x, proposal=fixed)
     with pytest.raises(TypeError, match="proposal"):
         trainer.train(max_num_epochs=1)
+
+
+def test_a_posterior_that_they_built(fixed, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    theta = PRIOR.sample((300,))
+    trainer = NLE(PRIOR, show_progress_bars=False).append_simulations(theta, simulator(theta))
+    trainer.train(max_num_epochs=1)
+    options = TheirParameters(q="nsf", vi_method="fKL", num_transforms=2, hidden_features=16)
+    built = trainer.build_posterior(posterior_parameters=options)
+    with pytest.raises(TypeError, match=r"got VIPosterior \(give its `potential_fn`\)"):
+        VIPosterior(built, PRIOR)
+    posterior = VIPosterior(built.potential_fn, PRIOR, **asdict(options))
+    assert posterior.vi_method == "fKL" and posterior.num_transforms == 2
+    posterior.train(X_O, **{**GOOD, "max_num_iters": 2, "quality_control": False})
+    assert posterior.sample((3,), x=X_O.tolist()).shape == (3, 2)
+
+
+def test_their_options_of_amortised_fits(simulations) -> None:
+    few: dict[str, Any] = {**AMORTIZED, "max_num_iters": 2}
+    options = TheirParameters(q="nsf", num_transforms=2, hidden_features=16)
+    posterior = VIPosterior(gaussian, PRIOR).train_amortized(
+        *simulations, params=options, **{**few, "flow_type": None}
+    )
+    assert posterior.q.config.hidden_features == 16
+    posterior = VIPosterior(gaussian, PRIOR).train_amortized(
+        *simulations, **{**few, "flow_type": TheirFlowType.NICE}
+    )
+    assert posterior.sample((3,), X_O).shape == (3, 2)
+    with pytest.raises(ValueError, match=r"`flow_type`: expected one of .*; got 'bpf'"):
+        VIPosterior(gaussian, PRIOR).train_amortized(*simulations, **{**few, "flow_type": TheirFlowType.BPF})
 
 
 # looking at it

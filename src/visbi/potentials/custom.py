@@ -127,4 +127,5 @@ def as_potential(potential_fn: Any, prior: Distribution | None = None) -> BasePo
     if callable(potential_fn):
         return CustomPotential(potential_fn, prior)  # type: ignore[arg-type]
     expected = "a BasePotential or a callable (theta, x_o) -> (N,)"
-    raise TypeError(violation("potential_fn", expected, type(potential_fn).__name__))
+    cure = " (give its `potential_fn`)" if hasattr(potential_fn, "potential_fn") else ""
+    raise TypeError(violation("potential_fn", expected, type(potential_fn).__name__ + cure))
