@@ -1,5 +1,6 @@
 """One fit for each observation: right at each, alike in any order, the original untouched."""
 
+import pickle
 from typing import Any
 
 import pytest
@@ -66,6 +67,12 @@ def test_starts_from_given_weights_if_asked() -> None:
     torch.testing.assert_close(weights(kept), weights(original))
     fresh = RefittingPosterior(original, **still).at(XS[0])
     assert (weights(fresh) - weights(original)).abs().max() > 0.01
+
+
+def test_a_copy_in_another_process_fits_alike() -> None:
+    posterior = refitting(max_num_iters=5)
+    again = pickle.loads(pickle.dumps(posterior))
+    assert torch.equal(weights(again.at(XS[0])), weights(posterior.at(XS[0])))
 
 
 def test_divergence_and_family_are_the_originals() -> None:

@@ -228,6 +228,13 @@ class TestDoor:
         assert isinstance(potential, CustomPotential)
         assert potential.prior is PRIOR
 
+    def test_a_posterior_is_told_what_to_give(self):
+        class Posterior:
+            potential_fn = Stateful()
+
+        with pytest.raises(TypeError, match=r"got Posterior \(give its `potential_fn`\)$"):
+            as_potential(Posterior())
+
     @pytest.mark.parametrize("given", [None, 3.0, "rKL", PRIOR])
     def test_nothing_that_can_be_called(self, given):
         with pytest.raises(TypeError, match=r"^`potential_fn`: expected a BasePotential or a callable"):
