@@ -31,8 +31,8 @@ test-slow: $(DEV) ## accuracy tests that take minutes; having none (pytest's exi
 	$(PYTEST) -m slow -n $(JOBS) || test $$? -eq 5
 
 test-peers: .venvs/sbi/.installed ## tests with sbi's own objects, in sbi's environment
-	.venvs/sbi/bin/python -m pip $(PIP_INSTALL) -e '.[dev]'
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} .venvs/sbi/bin/python -m pytest -m peers
+	.venvs/sbi/bin/python -m pip $(PIP_INSTALL) -e . pytest
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} .venvs/sbi/bin/python -m pytest -m peers tests/peers
 
 contract-table: $(DEV) .venvs/sbi/.installed ## run the tests that hold the contract, into docs/contract.md
 	.venvs/sbi/bin/python -m pip $(PIP_INSTALL) -e '.[dev]'

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         ratio_estimator_based_potential,
     )
     from visbi.priors import BoxUniform, MultipleIndependent, TruncatedNormal, mcmc_transform
+    from visbi.refitting import RefittingPosterior
     from visbi.rounds import infer
     from visbi.simulators import simulate
 
@@ -27,6 +28,7 @@ __all__ = [
     "BoxUniform",
     "CustomPotential",
     "MultipleIndependent",
+    "RefittingPosterior",
     "Report",
     "TruncatedNormal",
     "VIPosterior",
@@ -48,6 +50,7 @@ _HOME = {
     "BoxUniform": "visbi.priors",
     "CustomPotential": "visbi.potentials",
     "MultipleIndependent": "visbi.priors",
+    "RefittingPosterior": "visbi.refitting",
     "Report": "visbi.certificate",
     "TruncatedNormal": "visbi.priors",
     "VIPosterior": "visbi.posterior",

@@ -490,7 +490,7 @@ class VIPosterior:
             )
         raise NotImplementedError(
             "This q belongs to one observation. Use train_amortized() before sample_batched(), "
-            "or fit many observations one by one."
+            "or RefittingPosterior(posterior), which fits a q to each observation."
         )
 
     def log_prob(self, theta: Tensor, x: Tensor | None = None, track_gradients: bool = False) -> Tensor:

@@ -107,6 +107,11 @@ class TestCustom:
         with pytest.raises(ValueError, match=r"^`x_o`: expected finite numbers; got 1 of 1 NaN or Inf$"):
             CustomPotential(quadratic, x_o=torch.tensor([math.nan]))
 
+    def test_called_like_a_plain_callable(self):
+        potential = CustomPotential(quadratic, PRIOR, OTHER_X)
+        assert torch.equal(potential(THETA, X), quadratic(THETA, X))
+        assert torch.equal(potential(THETA), quadratic(THETA, OTHER_X))
+
     def test_it_moves(self):
         potential = CustomPotential(quadratic, PRIOR, X).to("meta")
         assert potential.x_o.device.type == potential.prior.sample().device.type == "meta"
@@ -179,6 +184,28 @@ class TestAdapted:
         assert AdaptedPotential(Stateful(), OTHER_PRIOR).prior is PRIOR
         assert AdaptedPotential(Stateful(prior=None), OTHER_PRIOR).prior is OTHER_PRIOR
 
+    def test_a_missing_prior_is_lent(self):
+        class WithPrior(Stateful):
+            def __call__(self, theta, track_gradients=True):
+                return super().__call__(theta, track_gradients) + self.prior.log_prob(theta)
+
+        theirs = WithPrior(prior=None)
+        ours = AdaptedPotential(theirs, OTHER_PRIOR)
+        expected = quadratic(THETA, X) + OTHER_PRIOR.log_prob(THETA)
+        torch.testing.assert_close(ours.evaluate(THETA, X), expected)
+        assert theirs.prior is None
+        theirs.fails = True
+        with pytest.raises(RuntimeError, match="theirs: failed"):
+            ours.evaluate(THETA, X)
+        assert theirs.prior is None
+
+    def test_a_row_of_values_of_the_wrapped_object(self):
+        class Row(Stateful):
+            def __call__(self, theta, track_gradients=True):
+                return super().__call__(theta, track_gradients)[None]
+
+        assert torch.equal(AdaptedPotential(Row()).evaluate(THETA, X), quadratic(THETA, X))
+
     def test_it_moves_with_ours(self):
         theirs = Stateful(x_o=X)
         ours = AdaptedPotential(theirs).to("meta")
@@ -200,6 +227,13 @@ class TestDoor:
         potential = as_potential(quadratic, PRIOR)
         assert isinstance(potential, CustomPotential)
         assert potential.prior is PRIOR
+
+    def test_a_posterior_is_told_what_to_give(self):
+        class Posterior:
+            potential_fn = Stateful()
+
+        with pytest.raises(TypeError, match=r"got Posterior \(give its `potential_fn`\)$"):
+            as_potential(Posterior())
 
     @pytest.mark.parametrize("given", [None, 3.0, "rKL", PRIOR])
     def test_nothing_that_can_be_called(self, given):

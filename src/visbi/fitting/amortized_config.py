@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from enum import Enum
 from numbers import Integral
 from typing import Any, ClassVar
 
@@ -112,11 +113,17 @@ class Choice:
     z_score_theta: ZScore | None = None
     z_score_x: ZScore | None = None
 
+    def __post_init__(self) -> None:
+        if isinstance(self.flow_type, Enum):  # ours or another package's
+            object.__setattr__(self, "flow_type", self.flow_type.value)
+
     @classmethod
     def of(cls, source: "Choice | ConditionalConfig | VIPosteriorParameters | None") -> "Choice":
         """The wishes in a value of another class."""
         if source is None or isinstance(source, Choice):
             return source or cls()
+        if not isinstance(source, ConditionalConfig):
+            source = VIPosteriorParameters.like(source) or source
         if not isinstance(source, ConditionalConfig | VIPosteriorParameters):
             expected = "a VIPosteriorParameters or None"
             raise TypeError(violation("params", expected, type(source).__name__))

@@ -1,5 +1,6 @@
 """The constructor's options of a posterior in one value, for those who keep settings in files."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -55,3 +56,11 @@ class VIPosteriorParameters:
             object.__setattr__(self, name, positive_int(name, getattr(self, name)))
         for name in ("z_score_theta", "z_score_x"):
             one_of(name, getattr(self, name), get_args(ZScore))
+
+    @classmethod
+    def like(cls, value: Any) -> "VIPosteriorParameters | None":
+        """The same options from a dataclass with these fields, as the `sbi` package has one; else None."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        if isinstance(value, type) or not dataclasses.is_dataclass(value):
+            return None
+        return cls(**{n: getattr(value, n) for n in names}) if all(hasattr(value, n) for n in names) else None

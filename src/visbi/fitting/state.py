@@ -89,7 +89,8 @@ class SingleFit:
         """
         if x is None or same(x, self.x):
             return self
-        expected = "the observation that q was fitted to (call train(x) for another one)"
+        cure = "call train(x) for another one, RefittingPosterior for many"
+        expected = f"the observation that q was fitted to ({cure})"
         raise ValueError(violation("x", expected, "another observation"))
 
     def latest(self, x: Tensor | None) -> "SingleFit":

@@ -49,8 +49,14 @@ class BasePotential(ABC):
     def evaluate(self, theta: Tensor, x: Tensor | None, x_is_iid: bool = True) -> Tensor:
         """log p(theta | x) + const, (N,), for theta (N, D) and x (T, ...); None is the x that was set."""
 
-    def __call__(self, theta: Tensor, track_gradients: bool = True) -> Tensor:
-        """The potential of theta (N, D) at the observation that was set, (N,)."""
+    def __call__(self, theta: Tensor, track_gradients: bool | Tensor = True) -> Tensor:
+        """The potential of theta (N, D) at the observation that was set, (N,).
+
+        A tensor in place of `track_gradients` is an observation, as for a plain callable (theta, x_o): so
+        samplers of other packages call what is not of a class of theirs.
+        """
+        if isinstance(track_gradients, Tensor):
+            return self.evaluate(theta, track_gradients, self.x_is_iid)
         with torch.set_grad_enabled(track_gradients):
             return self.evaluate(theta, self.x_o, self.x_is_iid)
 

@@ -54,8 +54,8 @@ class CustomPotential(BasePotential):
 class AdaptedPotential(BasePotential):
     """A stateful potential of another package behind our pure interface.
 
-    The wrapped object keeps its own observation, or its lack of one: x is set for the length of a call, and
-    what was there is put back, also if the call raises.
+    The wrapped object keeps its own observation and prior, or its lack of them: ours are set for the length
+    of a call, and what was there is put back, also if the call raises.
 
     Args:
         inner: an object with `set_x(x, x_is_iid)`, `return_x_o()` and `__call__(theta, track_gradients)`.
@@ -70,9 +70,26 @@ class AdaptedPotential(BasePotential):
         self.x_is_iid = bool(getattr(inner, "x_is_iid", True))
 
     def evaluate(self, theta: Tensor, x: Tensor | None, x_is_iid: bool = True) -> Tensor:
-        with self._observing(self._x_o if x is None else x, x_is_iid):
+        with self._with_prior(), self._observing(self._x_o if x is None else x, x_is_iid):
             values = self.inner(theta, track_gradients=torch.is_grad_enabled())
+        if isinstance(values, Tensor) and values.shape == (
+            1,
+            len(theta),
+        ):  # sbi's, where theta and x are paired
+            values = values[0]
         return check_values(values, len(theta))
+
+    @contextmanager
+    def _with_prior(self) -> Iterator[None]:
+        """The wrapped object with our prior, if it has an attribute for one and none in it."""
+        if self.prior is None or getattr(self.inner, "prior", self.prior) is not None:
+            yield
+            return
+        try:
+            self.inner.prior = self.prior
+            yield
+        finally:
+            self.inner.prior = None
 
     @contextmanager
     def _observing(self, x: Tensor | None, x_is_iid: bool) -> Iterator[None]:
@@ -110,4 +127,5 @@ def as_potential(potential_fn: Any, prior: Distribution | None = None) -> BasePo
     if callable(potential_fn):
         return CustomPotential(potential_fn, prior)  # type: ignore[arg-type]
     expected = "a BasePotential or a callable (theta, x_o) -> (N,)"
-    raise TypeError(violation("potential_fn", expected, type(potential_fn).__name__))
+    cure = " (give its `potential_fn`)" if hasattr(potential_fn, "potential_fn") else ""
+    raise TypeError(violation("potential_fn", expected, type(potential_fn).__name__ + cure))

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Transform
 
 from visbi.potentials.base import BasePotential, check_theta, check_values, paired
+from visbi.potentials.peers import as_likelihood
 from visbi.priors.distributions import as_prior
 from visbi.priors.transforms import mcmc_transform
 
@@ -18,7 +19,7 @@ class LikelihoodPotential(BasePotential):
 
     Args:
         likelihood_estimator: has `log_prob(x (N, ...), theta (N, D)) -> (N,)` and
-            `log_prob_iid(x (T, ...), theta (N, D)) -> (N,)`.
+            `log_prob_iid(x (T, ...), theta (N, D)) -> (N,)`, or is a density estimator of the `sbi` package.
         prior, x_o, device: as for `BasePotential`.
     """
 
@@ -29,8 +30,8 @@ class LikelihoodPotential(BasePotential):
         x_o: Tensor | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
-        self.likelihood_estimator = likelihood_estimator
-        likelihood_estimator.eval()
+        self.likelihood_estimator = as_likelihood(likelihood_estimator)
+        self.likelihood_estimator.eval()
         super().__init__(as_prior(prior), x_o, device)
 
     def evaluate(self, theta: Tensor, x: Tensor | None, x_is_iid: bool = True) -> Tensor:

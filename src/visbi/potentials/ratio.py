@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Transform
 
 from visbi.potentials.base import BasePotential, check_theta, check_values, paired
+from visbi.potentials.peers import as_ratio
 from visbi.priors.distributions import as_prior
 from visbi.priors.transforms import mcmc_transform
 
@@ -19,7 +20,7 @@ class RatioPotential(BasePotential):
 
     Args:
         ratio_estimator: has `log_ratio(theta (N, D), x (N, ...)) -> (N,)` and
-            `log_ratio_iid(theta (N, D), x (T, ...)) -> (N,)`.
+            `log_ratio_iid(theta (N, D), x (T, ...)) -> (N,)`, or is a ratio estimator of the `sbi` package.
         prior, x_o, device: as for `BasePotential`.
     """
 
@@ -30,8 +31,8 @@ class RatioPotential(BasePotential):
         x_o: Tensor | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
-        self.ratio_estimator = ratio_estimator
-        ratio_estimator.eval()
+        self.ratio_estimator = as_ratio(ratio_estimator)
+        self.ratio_estimator.eval()
         super().__init__(as_prior(prior), x_o, device)
 
     def evaluate(self, theta: Tensor, x: Tensor | None, x_is_iid: bool = True) -> Tensor:
