@@ -13,7 +13,8 @@ is shown beside, as the best accuracy that any classifier could have between the
 exact one.
 
 That best accuracy is (1 + TV) / 2, with TV the total variation, which densities give without a classifier:
-TV = E_q (1 - p / q)_+, p the exact posterior. C2ST estimates a lower bound of it, with a standard error of .008.
+TV = E_q (1 - p / q)_+, p the exact posterior. C2ST estimates a lower bound of it, with a standard error of
+.008.
 
 One line of JSON for every finished cell goes to `contract_c2st.jsonl`: a killed run goes on where it stopped.
 A cell counts as finished if its line was made from the same `src/visbi` and the same script.
@@ -73,7 +74,7 @@ class Cell:
 
 def cells(seeds: Iterable[int]) -> list[Cell]:
     """All of them; one seed after the other, so that a killed run has seen everything once."""
-    found = []
+    found = [Cell("amortized", kind, prior, 2, SEEDS[0]) for kind in LEARNT for prior in PRIORS]
     for seed in seeds:
         found += [Cell("single", name, method, 2, seed) for name in FAMILY_NAMES for method in METHODS]
         found += [
@@ -82,7 +83,6 @@ def cells(seeds: Iterable[int]) -> list[Cell]:
             for name in EVERY_DIMENSION
             for method in METHODS
         ]
-        found += [Cell("amortized", kind, prior, 2, seed) for kind in LEARNT for prior in PRIORS]
     return found
 
 
@@ -110,7 +110,8 @@ def _single(cell: Cell) -> dict[str, Any]:
     def potential(theta: Tensor, x_o: Tensor) -> Tensor:
         return log_likelihood(theta, x_o) + prior.log_prob(theta)
 
-    posterior = VIPosterior(potential, prior, q=cell.name, vi_method=cell.method)
+    with seeded(cell.seed):  # of the weights that q begins with
+        posterior = VIPosterior(potential, prior, q=cell.name, vi_method=cell.method)
     began, worked = time.perf_counter(), time.process_time()
     posterior.train(task.x_o[None], show_progress_bar=False, seed=cell.seed)
     seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - worked
@@ -199,7 +200,9 @@ def page(rows: dict[Cell, dict[str, Any]], wanted: list[Cell], command: str, mac
     own = {cell: rows[cell] for cell in wanted if cell in rows}
     single = [row for cell, row in own.items() if cell.part == "single"]
     amortized = [row for cell, row in own.items() if cell.part == "amortized"]
-    commits = _counted(row["commit"] + ("" if row["clean"] else " WITH UNCOMMITTED CHANGES") for row in own.values())
+    commits = _counted(
+        row["commit"] + ("" if row["clean"] else " WITH UNCOMMITTED CHANGES") for row in own.values()
+    )
     lines = [
         "# C2ST of the defaults on the linear Gaussian",
         "",
@@ -207,11 +210,16 @@ def page(rows: dict[Cell, dict[str, Any]], wanted: list[Cell], command: str, mac
         f"{machine}: {processor()}, {os.cpu_count()} cores; one thread; "
         f"{datetime.now(UTC).strftime('%Y-%m-%d %H:%M UTC')}. Command: `{command}`.",
         f"Cells by the commit that they were made from: {commits}. "
-        + (f"{len(own)} of {len(wanted)} cells are done." if len(own) < len(wanted) else "All cells are done."),
+        + (
+            f"{len(own)} of {len(wanted)} cells are done."
+            if len(own) < len(wanted)
+            else "All cells are done."
+        ),
         "",
         "C2ST: accuracy of a classifier, the larger of a network's and of boosted trees', between "
         f"{DRAWS} raw draws of q and {DRAWS} exact draws, five-fold; .5 is perfect, its standard error .008. "
-        "Best: (1 + TV) / 2, what no classifier can exceed. Seconds: of CPU, for train() and its certificate. "
+        "Best: (1 + TV) / 2, what no classifier can exceed. "
+        "Seconds: of CPU, for the training and its certificate. "
         "Nothing but `seed` and `show_progress_bar` is passed to train.",
         "",
     ]
@@ -223,8 +231,8 @@ def page(rows: dict[Cell, dict[str, Any]], wanted: list[Cell], command: str, mac
             "",
             _verdict(amortized, AMORTIZED_TARGET),
             "",
-            "D = 2, family maf; 20 observations simulated at draws of the prior. Best of learnt: (1 + TV) / 2 between "
-            "the posterior that the learnt potential has and the exact one, without q.",
+            "D = 2, family maf; 20 observations simulated at draws of the prior. Best of learnt: "
+            "(1 + TV) / 2 between the posterior that the learnt potential has and the exact one, without q.",
             "",
             *_amortized_table(amortized),
             "",
@@ -249,7 +257,8 @@ def _grouped(rows: list[dict[str, Any]]) -> dict[tuple[str, str, int], list[dict
 
 def _single_table(rows: list[dict[str, Any]]) -> list[str]:
     lines = [
-        "| family | objective | D | seeds | median C2ST | worst C2ST | worst best | steps | seconds | worst k-hat | status |",
+        "| family | objective | D | seeds | median C2ST | worst C2ST | worst best | steps | seconds "
+        "| worst k-hat | status |",
         f"|{'---|' * 11}",
     ]
     for (name, method, dim), group in sorted(_grouped(rows).items(), key=_order):
@@ -267,8 +276,8 @@ def _single_table(rows: list[dict[str, Any]]) -> list[str]:
 
 def _amortized_table(rows: list[dict[str, Any]]) -> list[str]:
     lines = [
-        "| learnt | prior | seed | simulations | median C2ST | worst C2ST | median best of learnt | worst best of learnt "
-        "| steps | seconds | seconds to learn |",
+        "| learnt | prior | seed | simulations | median C2ST | worst C2ST | median best of learnt "
+        "| worst best of learnt | steps | seconds | seconds to learn |",
         f"|{'---|' * 11}",
     ]
     for row in rows:
@@ -300,10 +309,14 @@ def main() -> None:
     """Measure what has not been measured and write the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one seed")
-    parser.add_argument("--names", nargs="+", choices=[*FAMILY_NAMES, *LEARNT], default=[*FAMILY_NAMES, *LEARNT])
+    parser.add_argument(
+        "--names", nargs="+", choices=[*FAMILY_NAMES, *LEARNT], default=[*FAMILY_NAMES, *LEARNT]
+    )
     parser.add_argument("--methods", nargs="+", choices=[*METHODS, *PRIORS], default=[*METHODS, *PRIORS])
     parser.add_argument("--dims", nargs="+", type=int, default=[2, *OTHER_DIMENSIONS])
-    parser.add_argument("--any-source", action="store_true", help="keep cells of other sources; the page says so")
+    parser.add_argument(
+        "--any-source", action="store_true", help="keep cells of other sources; the page says so"
+    )
     parser.add_argument("--redo", action="store_true", help="measure again what is done")
     parser.add_argument("--page-only", action="store_true", help="write the page from what there is")
     parser.add_argument("--machine", default="2-core shared x86 machine", help="its class, for the page")
@@ -323,7 +336,13 @@ def main() -> None:
     ]
     chosen = [cell for cell in asked if options.redo or cell not in rows]
     for cell in [] if options.page_only else chosen:
-        row = {"source": source, "commit": commit, "clean": clean, "load": os.getloadavg()[0], **measure(cell)}
+        row = {
+            "source": source,
+            "commit": commit,
+            "clean": clean,
+            "load": os.getloadavg()[0],
+            **measure(cell),
+        }
         with path.open("a") as file:
             file.write(json.dumps(row) + "\n")
         rows[cell] = row

@@ -1,7 +1,8 @@
 """The linear Gaussian with its likelihood learnt from simulations, and the exact posterior to judge by.
 
-D = 2, x = A theta + s eps as in the zoo, under the prior N(0, I) or uniform on [-2, 2]^2. Under the box the exact
-posterior is the Gaussian that the likelihood alone would give, cut to the box, and is drawn by rejection.
+D = 2, x = A theta + s eps as in the zoo, under the prior N(0, I) or uniform on [-2, 2]^2. Under the box the
+exact posterior is the Gaussian that the likelihood alone would give, cut to the box, and is drawn by
+rejection.
 """
 
 import time
@@ -12,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, MultivariateNormal
 
-from visbi.core.random import seeded
 from visbi.estimators import fit_likelihood, fit_ratio
 from visbi.potentials import LikelihoodPotential, RatioPotential
 from visbi.potentials.base import BasePotential
@@ -80,10 +80,10 @@ def observations(prior_name: str) -> Tensor:
 
 
 def learnt_variation(learnt: Learnt, exact: Tensor, x: Tensor) -> float:
-    """Total variation between the posterior of the learnt potential and the exact one, whose draws are given.
+    """Total variation between the learnt potential's posterior and the exact one, whose draws are given.
 
-    With r the ratio of the learnt and the exact density, each up to a factor, it is E (1 - r / E r)_+ over exact
-    draws; the prior is the same in both.
+    With r the ratio of the learnt and the exact density, each up to a factor, it is E (1 - r / E r)_+ over
+    exact draws; the prior is the same in both.
     """
     assert _TASK.log_likelihood is not None
     with torch.no_grad():
