@@ -16,7 +16,7 @@ PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest
 .PHONY: help demo test test-doc test-slow test-peers test-lowest lint format types docs bench step-time lynx-hare contract-c2st reference peers dev clean
 
 help: ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /: /'
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /: /'
 
 demo: $(CORE) ## lynx and hare from simulator to certified posterior, into demo-output/
 	$(BIN)/visbi demo --output demo-output
