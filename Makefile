@@ -13,10 +13,10 @@ DOCS := $(VENV)/.docs-installed
 PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-doc test-slow test-peers contract-table test-lowest lint format types docs bench step-time lynx-hare reference peers dev clean
+.PHONY: help demo test test-doc test-slow test-peers contract-table test-lowest lint format types docs bench step-time lynx-hare contract-c2st reference peers dev clean
 
 help: ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /: /'
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /: /'
 
 demo: $(CORE) ## lynx and hare from simulator to certified posterior, into demo-output/
 	$(BIN)/visbi demo --output demo-output
@@ -56,13 +56,16 @@ types: $(DEV) ## pyright
 docs: $(DOCS) ## the manual, into site/
 	$(BIN)/mkdocs build --strict
 
-bench: step-time lynx-hare ## every benchmark that ends in a table
+bench: step-time lynx-hare contract-c2st ## every benchmark that ends in a table
 
 step-time: $(CORE) .venvs/sbi/.installed ## milliseconds per gradient step beside sbi
 	$(BIN)/python benchmarks/step_time.py --visbi-python $(BIN)/python --sbi-python .venvs/sbi/bin/python
 
 lynx-hare: $(CORE) ## the lynx-hare posterior by visbi beside long NUTS
 	$(BIN)/python benchmarks/lynx_hare.py
+
+contract-c2st: $(CORE) ## C2ST of the defaults on the linear Gaussian, every family and objective
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/contract_c2st.py
 
 reference: .venvs/numpyro/.installed ## the lynx-hare posterior by long NUTS, into benchmarks/data/
 	.venvs/numpyro/bin/python benchmarks/reference_lynx_hare.py

@@ -1,5 +1,6 @@
 """The entry of Gaussianization flows: one-to-one far out, its inverse and both derivatives right."""
 
+import pytest
 import torch
 from scipy.stats import norm
 
@@ -42,3 +43,13 @@ def test_derivatives():
         lambda b, a, v: Gaussianize(b, a).inv(v),
     ):
         assert torch.autograd.gradcheck(function, (shift, scale, point))
+
+
+@pytest.mark.parametrize("spread", [0.3, 1.0, 3.0])
+def test_the_inverse_finds_its_way_between_components_of_all_widths_and_distances(spread: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shift = 5 * torch.randn(500, 8, generator=generator, dtype=torch.float64)
+    scale = spread * torch.randn(500, 8, generator=generator, dtype=torch.float64)
+    y = 2 * torch.randn(100, 500, generator=generator, dtype=torch.float64)
+    f = Gaussianize(shift, scale)
+    torch.testing.assert_close(f(f.inv(y)), y, rtol=1e-9, atol=1e-9)

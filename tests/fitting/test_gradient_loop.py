@@ -360,3 +360,62 @@ def test_progress_bar(monkeypatch):
     with pytest.raises(StopIteration):
         run(toy, scripted(toy, range(3)), max_num_iters=30, show_progress_bar=True)
     assert Bar.bars[1].closed == 1
+
+
+# settling
+
+
+def wandering(toy, pushes, losses):
+    """An objective whose gradient pushes w to and fro, with losses given as a function of w."""
+    steps = iter(pushes)
+
+    def objective():
+        push = next(steps, 0.0)
+        return Loss(push * toy.w.sum(), losses(toy.w.detach()))
+
+    return objective
+
+
+def settled(losses, **keywords):
+    """w[0] in the end, after 200 steps that lead from 3 to 4 and back in turns."""
+    toy = Toy()
+    objective = wandering(toy, [-1.0, 1.0] * 500, losses)
+    chosen = {"optimizer": SGD, "learning_rate": 1.0, "clip_value": 1e9, "max_num_iters": 1000, **keywords}
+    trace = run(toy, objective, **chosen)
+    assert trace.num_iters == 200
+    return float(toy.w.detach()[0])
+
+
+def test_a_fit_that_stops_by_itself_ends_at_the_mean_of_the_last_window():
+    assert settled(lambda w: 0.0) == pytest.approx(3.5)
+
+
+def test_the_mean_is_taken_over_the_last_window_only():
+    toy = Toy()
+    pushes = [0.0] * 150 + [-1.0] + [0.0] * 49  # the only step opens the last window
+    run(toy, wandering(toy, pushes, lambda w: 0.0), optimizer=SGD, learning_rate=1.0, max_num_iters=1000)
+    assert float(toy.w.detach()[0]) == pytest.approx(4.0)
+
+
+def test_a_mean_where_the_loss_is_higher_is_not_taken():
+    assert settled(lambda w: float(w[0] == 3.5)) == 3.0
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_mean_where_the_loss_is_not_finite_is_not_taken(bad):
+    assert settled(lambda w: bad if float(w[0]) == 3.5 else 0.0) == 3.0
+
+
+def test_ctrl_c_while_the_mean_is_judged_keeps_the_last_weights():
+    def interrupt(w):
+        if float(w[0]) == 3.5:
+            raise KeyboardInterrupt
+        return 0.0
+
+    assert settled(interrupt) == 3.0
+
+
+def test_no_mean_beyond_max_num_iters_nor_without_convergence():
+    assert settled(lambda w: 0.0, max_num_iters=200) == 3.0
+    assert settled(lambda w: 0.0, max_num_iters=200, check_for_convergence=False) == 3.0
+    assert settled(lambda w: 0.0, max_num_iters=210) == pytest.approx(3.5)

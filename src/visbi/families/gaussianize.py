@@ -8,8 +8,9 @@ It carries data to noise by the cdf of a mixture,
 Both tails of F are kept as logarithms, so f is one-to-one from R to R however far out x lies; computed from
 F itself it would end where F rounds to one, and draws beyond would have false densities.
 
-The inverse is found in the logit of F, which needs no Phi^-1: bisection between bounds that are known to hold
-it, then Newton steps, the last of them differentiable, which is the implicit derivative.
+The inverse is found in the logit of F, which needs no Phi^-1, by Newton steps between bounds that are known
+to hold it. A step that would leave the bounds, or is not half as long as the one before, halves the interval
+instead. The last step is differentiable, which is the implicit derivative.
 """
 
 import math
@@ -23,7 +24,8 @@ from visbi.core.zuko_import import zuko
 
 __all__ = ["Gaussianize", "gaussianization_flow"]
 
-_BISECTIONS, _NEWTON = 20, 4
+_MAX_STEPS = 100
+_TOLERANCE = 1e-9  # of the steps before the last, which squares what is left
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
@@ -79,19 +81,30 @@ class Gaussianize(Transform):
     def _inverse(self, y: Tensor) -> Tensor:
         # the logit of a mean of cdfs lies between those of its parts: so does the point where it is y's
         target = torch.special.log_ndtr(y) - torch.special.log_ndtr(-y)
-        with torch.no_grad():
-            alone = (y[..., None] - self.shift) * torch.exp(-self.log_scale)
-            below, above = alone.amin(-1), alone.amax(-1)
-            for _ in range(_BISECTIONS):
-                middle = 0.5 * (below + above)
-                less = self._logit(middle)[0] < target
-                below, above = torch.where(less, middle, below), torch.where(less, above, middle)
-            x = 0.5 * (below + above)
-            for _ in range(_NEWTON):
-                logit, slope = self._logit(x)
-                x = (x - (logit - target) / slope).clamp(below, above)
+        x = self._root(y.detach(), target.detach())
         logit, slope = self._logit(x)
         return x - (logit - target) / slope.detach()
+
+    @torch.no_grad()
+    def _root(self, y: Tensor, target: Tensor) -> Tensor:
+        """Where the logit of F is `target`, to a relative error of `_TOLERANCE`."""
+        alone = (y[..., None] - self.shift) * torch.exp(-self.log_scale)
+        below, above = alone.amin(-1), alone.amax(-1)
+        x, length = 0.5 * (below + above), above - below
+        for _ in range(_MAX_STEPS):
+            logit, slope = self._logit(x)
+            less = logit < target
+            below, above = torch.where(less, x, below), torch.where(less, above, x)
+            move = (target - logit) / slope
+            newton = x + move
+            # false where the slope vanishes between components far apart
+            good = (newton >= below) & (newton <= above) & (2.0 * move.abs() <= length)
+            there = move.abs() <= _TOLERANCE * (1.0 + x.abs())
+            if bool(there.all()):
+                break
+            new = torch.where(good | there, newton, 0.5 * (below + above))
+            x, length = new, (new - x).abs()
+        return x
 
     def _components(self, x: Tensor) -> Tensor:
         return x[..., None] * self.log_scale.exp() + self.shift
