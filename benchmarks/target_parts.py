@@ -23,6 +23,7 @@ __all__ = [
     "Student",
     "Target",
     "box",
+    "constants_of",
     "inside",
     "mixture_draws",
     "mixture_log_prob",
@@ -60,8 +61,9 @@ class Target:
             the prior, if the target has one, and is -inf outside the prior's support.
         draw: n -> exact draws (n, D), float64, from torch's global generator.
         log_evidence: log of the integral of exp(potential) over the support; None where unknown.
-        modes: parts with known masses, or None.
         group: "tuning" (looked at while the method was made) or "held out" (not).
+        modes: parts with known masses, or None.
+        constants: numbers that the density needs and that `targets_jax` cannot make itself.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Target:
     log_evidence: float | None
     group: Group
     modes: Modes | None = None
+    constants: dict[str, Tensor] = field(default_factory=dict)
 
     def sample(self, n: int, seed: int) -> Tensor:
         """Exact draws (n, D), float64, the same for the same seed."""
@@ -220,6 +223,15 @@ def mixture_draws(n: int, parts: list[Gaussian] | list[Student], weights: Tensor
     which = torch.multinomial(weights.double(), n, replacement=True)
     draws = torch.stack([part.draw(n) for part in parts])
     return draws[which, torch.arange(n)]
+
+
+def constants_of(parts: list[Gaussian], weights: Tensor) -> dict[str, Tensor]:
+    """A mixture of Gaussians as arrays: weights (M,), means (M, D), inverse Cholesky factors (M, D, D)."""
+    return {
+        "weights": weights,
+        "means": torch.stack([part.mean for part in parts]),
+        "inverses": torch.stack([part.inverse for part in parts]),
+    }
 
 
 def modes_by_centre(centres: Tensor, draw: Callable[[int], Tensor]) -> Modes:

@@ -13,6 +13,7 @@ from target_parts import (
     Student,
     Target,
     box,
+    constants_of,
     inside,
     mixture_draws,
     mixture_log_prob,
@@ -64,6 +65,7 @@ def needle(dim: int) -> Target:
         log_evidence=0.0,
         group="held out",
         modes=Modes(lambda theta: ((theta - place.to(theta)).norm(dim=-1) < radius).long(), weights),
+        constants=constants_of(parts, weights),
     )
 
 
@@ -122,6 +124,7 @@ def rough() -> Target:
         draw,
         evidence,
         "held out",
+        constants=constants_of([body], torch.ones(1)),
     )
 
 
@@ -152,6 +155,7 @@ def steps() -> Target:
         draw,
         float(mass.logsumexp(0)),
         "held out",
+        constants=constants_of([body], torch.ones(1)),
     )
 
 
@@ -175,6 +179,7 @@ def wide_gaussian() -> Target:
         body.draw,
         0.0,
         "held out",
+        constants=constants_of([body], torch.ones(1)),
     )
 
 
@@ -200,6 +205,7 @@ def wide_lognormal() -> Target:
         lambda n: scales * body.draw(n).exp(),
         0.0,
         "held out",
+        constants=constants_of([body], torch.ones(1)),
     )
 
 

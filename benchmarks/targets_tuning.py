@@ -14,6 +14,7 @@ from target_parts import (
     Student,
     Target,
     box,
+    constants_of,
     inside,
     mixture_draws,
     mixture_log_prob,
@@ -79,6 +80,7 @@ def mixture4(dim: int) -> Target:
         log_evidence=0.0,
         group="tuning",
         modes=modes_by_centre(centres, draw),
+        constants=constants_of(parts, weights),
     )
 
 
@@ -105,6 +107,7 @@ def mixture40() -> Target:
         log_evidence=0.0,
         group="tuning",
         modes=modes_by_centre(centres, draw),
+        constants=constants_of(parts, weights),
     )
 
 
@@ -169,6 +172,7 @@ def slcp() -> Target:
         modes=Modes(
             lambda theta: (theta[:, 2] > 0).long() + 2 * (theta[:, 3] > 0).long(), torch.full((4,), 0.25)
         ),
+        constants={"points": task.x_o.double().view(4, 2)},
     )
 
 
@@ -216,6 +220,7 @@ def gaussian(dim: int, condition: float, group: Group) -> Target:
         body.draw,
         0.0,
         group,
+        constants=constants_of([body], torch.ones(1)),
     )
 
 
@@ -249,5 +254,12 @@ def cut_gaussian(name: str, body: OneFactor, group: Group) -> Target:
     plain = Gaussian(body.mean, body.covariance())
     low, high = torch.zeros(dim), torch.ones(dim)
     return Target(
-        name, dim, box(low, high), inside(plain.log_prob, low, high), body.draw, body.log_mass(), group
+        name,
+        dim,
+        box(low, high),
+        inside(plain.log_prob, low, high),
+        body.draw,
+        body.log_mass(),
+        group,
+        constants=constants_of([plain], torch.ones(1)),
     )
