@@ -13,7 +13,7 @@ DOCS := $(VENV)/.docs-installed
 PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-doc test-slow test-peers test-lowest lint format types docs bench step-time lynx-hare auto-fit auto-fit-peers reference peers dev clean
+.PHONY: help demo test test-doc test-slow test-peers test-lowest lint format types docs bench step-time lynx-hare auto-fit auto-fit-peers neural-potentials reference peers dev clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /: /'
@@ -66,6 +66,9 @@ auto-fit: $(CORE) .venvs/sbi/.installed ## q="auto" and sbi on targets with exac
 auto-fit-peers: $(CORE) .venvs/sbi/.installed .venvs/numpyro/.installed .venvs/blackjax/.installed ## every peer there too
 	$(BIN)/python benchmarks/auto_fit.py --sbi-python .venvs/sbi/bin/python --numpyro-python .venvs/numpyro/bin/python \
 	  --blackjax-python .venvs/blackjax/bin/python --tools sbi-maf-fKL sbi-nsf-rKL numpyro-nuts blackjax-pathfinder blackjax-smc
+
+neural-potentials: $(CORE) .venvs/sbi/.installed ## q="auto" and sbi on learned likelihoods and ratios; resumes
+	$(BIN)/python benchmarks/neural_potentials.py --visbi-python $(BIN)/python --sbi-python .venvs/sbi/bin/python
 
 reference: .venvs/numpyro/.installed ## the lynx-hare posterior by long NUTS, into benchmarks/data/
 	.venvs/numpyro/bin/python benchmarks/reference_lynx_hare.py

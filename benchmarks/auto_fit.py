@@ -30,15 +30,16 @@ from targets import NAMES, Target, names_of, target
 
 HERE = Path(__file__).parent
 SOURCE = HERE.parent / "src"
+JAX_WORKER = "auto_fit_jax_worker.py"
 TOOLS = {  # name -> (environment, worker)
     "visbi": ("visbi", "auto_fit_worker.py"),
     "visbi-gaussian": ("visbi", "auto_fit_worker.py"),
     "sbi-maf-rKL": ("sbi", "auto_fit_worker.py"),
     "sbi-maf-fKL": ("sbi", "auto_fit_worker.py"),
     "sbi-nsf-rKL": ("sbi", "auto_fit_worker.py"),
-    "numpyro-nuts": ("numpyro", "auto_fit_jax_worker.py"),
-    "blackjax-pathfinder": ("blackjax", "auto_fit_jax_worker.py"),
-    "blackjax-smc": ("blackjax", "auto_fit_jax_worker.py"),
+    "numpyro-nuts": ("numpyro", JAX_WORKER),
+    "blackjax-pathfinder": ("blackjax", JAX_WORKER),
+    "blackjax-smc": ("blackjax", JAX_WORKER),
 }
 SMALLEST_ERROR = 1e-3  # nats of log-evidence, below which no standard error is believed or asked for
 ONE_THREAD = {
@@ -110,7 +111,8 @@ def measure(tool: str, name: str, seed: int, python: str, *, limit: int, patienc
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "draws.npz"
-        np.savez(Path(folder) / "problem.npz", **problem_arrays(goal))
+        if TOOLS[tool][1] == JAX_WORKER:
+            np.savez(Path(folder) / "problem.npz", **problem_arrays(goal))
         worker = TOOLS[tool][1]
         row |= run_worker(python, worker, [tool, name, str(seed), str(path)], limit=limit, patience=patience)
         if row["outcome"] == "done":

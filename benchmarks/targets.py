@@ -57,9 +57,13 @@ def names_of(group: Group) -> tuple[str, ...]:
 
 @cache
 def target(name: str) -> Target:
-    """One target.
+    """One target; beside those in `NAMES`, the learned potentials of `neural_targets`.
 
     Raises:
         KeyError: none of that name.
     """
+    if name.startswith(("nle_", "nre_")):
+        from neural_targets import neural_target
+
+        return neural_target(name)
     return _MAKERS[name]()
