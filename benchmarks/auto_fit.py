@@ -34,6 +34,7 @@ JAX_WORKER = "auto_fit_jax_worker.py"
 TOOLS = {  # name -> (environment, worker)
     "visbi": ("visbi", "auto_fit_worker.py"),
     "visbi-gaussian": ("visbi", "auto_fit_worker.py"),
+    "exact": ("visbi", "auto_fit_worker.py"),
     "sbi-maf-rKL": ("sbi", "auto_fit_worker.py"),
     "sbi-maf-fKL": ("sbi", "auto_fit_worker.py"),
     "sbi-nsf-rKL": ("sbi", "auto_fit_worker.py"),

@@ -243,7 +243,15 @@ def write_page(rows: list[Row], path: Path) -> None:
         if own and _of(own, tool=OURS):
             lines += ["", f"## Ours, {group} targets", "", *_own_table(own, group)]
             lines += ["", f"Requirements, {group} targets:", "", *_requirement_table(own)]
-    lines += ["", "## All tools", "", "C2ST, median (worst), and CPU seconds.", "", *_peer_table(rows), ""]
+    lines += [
+        "",
+        "## All tools",
+        "",
+        "C2ST, median (worst), and CPU seconds. `exact`: other exact draws.",
+        "",
+        *_peer_table(rows),
+        "",
+    ]
     path.write_text("\n".join(lines))
 
 
@@ -254,7 +262,7 @@ def picture(rows: list[Row], path: Path) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    rows = _in_order(latest(_done(rows)))
+    rows = [row for row in _in_order(latest(_done(rows))) if row["tool"] != "exact"]
     figure, axes = plt.subplots(figsize=(8, 5))
     tools = sorted({row["tool"] for row in rows}, key=lambda tool: (tool != OURS, tool))
     for tool, mark in zip(tools, "os^vDPX*<>", strict=False):

@@ -64,10 +64,10 @@ def learn(name: str) -> BasePotential:
 class SmcOptions:
     """How long the reference's chains are."""
 
-    particles: int = 3000
+    particles: int = 4000
     ess_share: float = 0.7
-    moves: int = 5
-    last_moves: int = 25
+    moves: int = 8
+    last_moves: int = 60
     leapfrogs: int = 8
 
 

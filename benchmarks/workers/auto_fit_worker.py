@@ -2,10 +2,11 @@
 
     auto_fit_worker.py TOOL TARGET SEED DRAWS.npz
 
-TOOL is `visbi` (q="auto"), `visbi-FAMILY`, or `sbi-FAMILY-METHOD`, each with the tool's own defaults. Draws
-go to the file: `draws`, and for visbi `raw`, those of q before they are corrected. One JSON line says what it
-took: seconds of this process's CPU and of the clock for `train` and for the first 2000 draws, rows of theta
-at which the potential was evaluated with and without gradient, and the report.
+TOOL is `visbi` (q="auto"), `visbi-FAMILY`, or `sbi-FAMILY-METHOD`, each with the tool's own defaults, or
+`exact`: other exact draws, which show what scores can be had. Draws go to the file: `draws`, and for visbi
+`raw`, those of q before they are corrected. One JSON line says what it took: seconds of this process's CPU
+and of the clock for `train` and for the first 2000 draws, rows of theta at which the potential was evaluated
+with and without gradient, and the report.
 """
 
 import contextlib
@@ -28,7 +29,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from targets import Target, target
 
-MODULES = {"sbi": "sbi.inference.posteriors.vi_posterior", "visbi": "visbi"}
+MODULES = {"sbi": "sbi.inference.posteriors.vi_posterior", "visbi": "visbi", "exact": "visbi"}
 DRAWS = 2000
 
 
@@ -72,6 +73,12 @@ def report_of(posterior: Any) -> dict[str, Any]:
     if report is None or not is_dataclass(report) or isinstance(report, type):
         return {}
     return {name: plain(value) for name, value in asdict(report).items()}
+
+
+def exact_draws(goal: Target, seed: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Nothing fitted, nothing counted: draws of another seed than the reference's."""
+    zero = dict.fromkeys(["cpu_seconds", "seconds", "draw_cpu_seconds", "draw_seconds"], 0.0)
+    return {**zero, "n_values": 0, "n_gradients": 0}, {"draws": goal.sample(DRAWS, 5000 + seed)}
 
 
 def fit_visbi(goal: Target, family: str, seed: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -148,7 +155,9 @@ def main() -> None:
     caught: list[str] = []
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
-        if package == "visbi":
+        if package == "exact":
+            result, draws = exact_draws(goal, seed)
+        elif package == "visbi":
             result, draws = fit_visbi(goal, rest[0] if rest else "auto", seed)
         else:
             result, draws = fit_sbi(goal, rest[0], rest[1], seed)
@@ -156,7 +165,7 @@ def main() -> None:
     np.savez_compressed(path, **{key: value.detach().double().numpy() for key, value in draws.items()})
     result["warnings"] = caught
     result["versions"] = {
-        package: importlib.import_module(module.__name__.split(".")[0]).__version__,
+        MODULES[package].split(".")[0]: importlib.import_module(module.__name__.split(".")[0]).__version__,
         "torch": torch.__version__,
     }
     answer.write(json.dumps(result) + "\n")
