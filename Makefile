@@ -13,7 +13,7 @@ DOCS := $(VENV)/.docs-installed
 PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-doc test-slow test-peers contract-table test-lowest lint format types docs bench step-time lynx-hare contract-c2st reference peers dev clean
+.PHONY: help demo test test-doc test-slow test-peers contract-table test-lowest lint format types docs bench step-time lynx-hare contract-c2st auto-fit auto-fit-peers neural-potentials reference peers dev clean
 
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /: /'
@@ -56,7 +56,7 @@ types: $(DEV) ## pyright
 docs: $(DOCS) ## the manual, into site/
 	$(BIN)/mkdocs build --strict
 
-bench: step-time lynx-hare contract-c2st ## every benchmark that ends in a table
+bench: step-time lynx-hare contract-c2st auto-fit neural-potentials ## every benchmark that ends in a table
 
 step-time: $(CORE) .venvs/sbi/.installed ## milliseconds per gradient step beside sbi
 	$(BIN)/python benchmarks/step_time.py --visbi-python $(BIN)/python --sbi-python .venvs/sbi/bin/python
@@ -66,6 +66,16 @@ lynx-hare: $(CORE) ## the lynx-hare posterior by visbi beside long NUTS
 
 contract-c2st: $(CORE) ## C2ST of the defaults on the linear Gaussian, every family and objective
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/contract_c2st.py
+
+auto-fit: $(CORE) .venvs/sbi/.installed ## q="auto" and sbi on targets with exact draws; resumes
+	$(BIN)/python benchmarks/auto_fit.py --visbi-python $(BIN)/python --sbi-python .venvs/sbi/bin/python
+
+auto-fit-peers: $(CORE) .venvs/sbi/.installed .venvs/numpyro/.installed .venvs/blackjax/.installed ## every peer there too
+	$(BIN)/python benchmarks/auto_fit.py --sbi-python .venvs/sbi/bin/python --numpyro-python .venvs/numpyro/bin/python \
+	  --blackjax-python .venvs/blackjax/bin/python --tools sbi-maf-fKL sbi-nsf-rKL numpyro-nuts blackjax-pathfinder blackjax-smc
+
+neural-potentials: $(CORE) .venvs/sbi/.installed ## q="auto" and sbi on learned likelihoods and ratios; resumes
+	$(BIN)/python benchmarks/neural_potentials.py --visbi-python $(BIN)/python --sbi-python .venvs/sbi/bin/python
 
 reference: .venvs/numpyro/.installed ## the lynx-hare posterior by long NUTS, into benchmarks/data/
 	.venvs/numpyro/bin/python benchmarks/reference_lynx_hare.py
