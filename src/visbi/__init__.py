@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from visbi.certificate import Report
+    from visbi.certificate import FitError, Report
     from visbi.estimators import fit_likelihood, fit_ratio
     from visbi.families import ZukoFlowType
     from visbi.fitting.parameters import VIPosteriorParameters
@@ -27,6 +27,7 @@ __all__ = [
     "BasePotential",
     "BoxUniform",
     "CustomPotential",
+    "FitError",
     "MultipleIndependent",
     "RefittingPosterior",
     "Report",
@@ -49,6 +50,7 @@ _HOME = {
     "BasePotential": "visbi.potentials",
     "BoxUniform": "visbi.priors",
     "CustomPotential": "visbi.potentials",
+    "FitError": "visbi.certificate",
     "MultipleIndependent": "visbi.priors",
     "RefittingPosterior": "visbi.refitting",
     "Report": "visbi.certificate",

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
-from visbi.certificate.report import Report, certify
+from visbi.certificate.correction import WeightedDraws
+from visbi.certificate.report import FitError, Report, certify
 from visbi.certificate.scores import proportionality
 from visbi.certificate.weights import MIN_DRAWS
 from visbi.core.checks import finite_tensor, one_of, positive_int, violation
@@ -31,11 +32,11 @@ from visbi.families.base import Family
 from visbi.families.custom import family_from
 from visbi.families.names import FAMILY_NAMES, named_family
 from visbi.fitting.amortized_config import AmortizedOptions, Choice
-from visbi.fitting.config import METHODS, QUALITY_METRICS, TrainOptions
+from visbi.fitting.config import AUTO, METHODS, QUALITY_METRICS, TrainOptions
 from visbi.fitting.gradient import Trace
 from visbi.fitting.maximum import ascend
 from visbi.fitting.single import Problem, fit_single
-from visbi.fitting.state import AmortizedFit, AmortizedTrace, SingleFit, Untrained, same
+from visbi.fitting.state import AmortizedFit, AmortizedTrace, AutoFit, SingleFit, Untrained, same
 from visbi.potentials.base import BasePotential
 from visbi.potentials.custom import as_potential
 from visbi.priors.distributions import as_prior
@@ -52,10 +53,13 @@ __all__ = ["VIPosterior"]
 _DEFAULT = TrainOptions.DEFAULT
 _AMORTIZED = AmortizedOptions.DEFAULT
 _CERTIFICATE_DRAWS = 50_000
+_POOL = 16_384  # draws of q that corrected ones are taken from, at least
+_INIT_DRAWS = 4096  # of an earlier posterior given as `init`
 _SAVED_OPTIONS = {  # plain values by their names in a file
     "device": "_device",
     "method": "_method",
     "warm": "_warm",
+    "automatic": "_automatic",
     **{name: name for name in ("num_transforms", "hidden_features", "z_score_theta", "z_score_x")},
 }
 _PROPORTIONAL = 0.8  # r^2 below which a score of proportionality is poor
@@ -70,9 +74,9 @@ class VIPosterior:
             (theta (N, D), x_o) -> (N,).
         prior: over theta, event_shape (D,); None takes the potential's, or that of a `VIPosterior` given as
             `q`.
-        q: the variational family: a name (`visbi.families.FAMILY_NAMES`), a Distribution with trainable
-            parameters, a `VIPosterior` to start from, or a callable (event_shape, link_transform, device) ->
-            Distribution.
+        q: the variational family: "auto", which finds one by itself and corrects its draws; a name
+            (`visbi.families.FAMILY_NAMES`), a Distribution with trainable parameters, a `VIPosterior` to
+            start from, or a callable (event_shape, link_transform, device) -> Distribution.
         theta_transform: a map from the prior's support to R^d; None derives one from the prior.
         vi_method: the divergence: "rKL", "fKL", "IW" or "alpha".
         device: where everything lives.
@@ -127,7 +131,7 @@ class VIPosterior:
         self.z_score_theta: ZScore = z_score_theta
         self.z_score_x: ZScore = one_of("z_score_x", z_score_x, ("none", "independent", "structured"))  # type: ignore[assignment]
         self._coords = coordinates(self.prior, z_score=z_score_theta, theta_transform=theta_transform)
-        self._state: Untrained | SingleFit | AmortizedFit = Untrained()
+        self._state: Untrained | SingleFit | AutoFit | AmortizedFit = Untrained()
         x_o = self.potential_fn.return_x_o()
         self._x: Tensor | None = None if x_o is None else _observation(x_o)
         self._map: Tensor | None = None
@@ -191,9 +195,11 @@ class VIPosterior:
         if isinstance(q, str | VIPosterior | Family) and (parameters is not None or modules is not None):
             name = "modules" if parameters is None else "parameters"
             raise ValueError(violation(name, "None, since this q brings its own", "some"))
+        automatic = q == AUTO if isinstance(q, str) else isinstance(q, VIPosterior) and q._automatic
         if isinstance(q, str):
+            name = "gaussian" if automatic else q  # until the fit has found another
             family: Family = named_family(
-                q, self._coords, num_transforms=self.num_transforms, hidden_features=self.hidden_features
+                name, self._coords, num_transforms=self.num_transforms, hidden_features=self.hidden_features
             )
         elif isinstance(q, VIPosterior):
             if isinstance(q._state, AmortizedFit):
@@ -208,11 +214,11 @@ class VIPosterior:
         elif isinstance(q, Family | Distribution) or callable(q) or callable(getattr(q, "log_prob", None)):
             family = family_from(q, self._coords, parameters=parameters, modules=modules, device=self._device)
         else:
-            accepted = (
-                f"one of {', '.join(map(repr, FAMILY_NAMES))}, a Distribution, a VIPosterior or a callable"
-            )
+            names = ", ".join(map(repr, (AUTO, *FAMILY_NAMES)))
+            accepted = f"one of {names}, a Distribution, a VIPosterior or a callable"
             raise ValueError(violation("q", accepted, repr(q)))
         self._family = family.to(self._device)
+        self._automatic = automatic
         self._state, self._map = Untrained(), None
         self._warm = isinstance(q, VIPosterior)  # a warm start is not moved back to the prior
 
@@ -276,12 +282,19 @@ class VIPosterior:
             quality_control, quality_control_metric: score q afterwards ("psis", "prop", "prop_prior"); a bad
                 score warns.
             **kwargs: `eps`, `retain_graph`, `optimizer`, `scheduler`, `alpha`, `K`, `stick_the_landing`,
-                `dreg`, `weight_transform`, `init`, `seed`: see `visbi.fitting.TrainOptions`.
+                `dreg`, `weight_transform`, `init` (also an earlier `VIPosterior`), `seed`,
+                `max_potential_evals`, `max_seconds`, `allow_failed`: see `visbi.fitting.TrainOptions`.
+
+        With q="auto" there are no steps: only `init`, `seed`, `show_progress_bar`, `quality_control`,
+        `retrain_from_scratch` and the last three have a meaning, and any other that is chosen warns.
 
         Raises:
             ValueError: a value out of range, x missing or not finite.
             TypeError: an unknown keyword.
+            FitError: q="auto" found nothing that can be used; it carries the report and the best fit.
         """
+        if isinstance(kwargs.get("init"), VIPosterior):
+            kwargs["init"] = kwargs["init"].sample((_INIT_DRAWS,))
         options = TrainOptions.from_keywords(
             {
                 "n_particles": n_particles,
@@ -307,6 +320,8 @@ class VIPosterior:
             self._x = x
             if options.quality_control:
                 self._quality_control(options.quality_control_metric)
+        if self._automatic and self.report.status == "failed" and not options.allow_failed:
+            raise FitError(self.report, self)
         return self
 
     def _fit(self, x: Tensor | None, options: TrainOptions) -> None:
@@ -315,11 +330,25 @@ class VIPosterior:
         if isinstance(self._state, AmortizedFit):
             warnings.warn("train() replaces the amortised fit by one to a single observation.", stacklevel=3)
             self._state, self._map = Untrained(), None
-        before = self._state if isinstance(self._state, SingleFit) else None
         problem = Problem(log_p, self._log_prior, self._coords)
+        if self._automatic:
+            self._find(problem, x, options)
+            return
+        before = self._state if isinstance(self._state, SingleFit) else None
         fit = fit_single(self._family, problem, self._method, options, before=before, warm=self._warm)
         self._family, self._warm = fit.family, False
         self._state = replace(fit, x=x)
+
+    def _find(self, problem: Problem, x: Tensor | None, options: TrainOptions) -> None:
+        from visbi.fitting.auto import fit_auto, idle_options
+
+        if idle := idle_options(options):
+            names = ", ".join(f"`{name}`" for name in idle)
+            warnings.warn(f"{names}: of no use to q='auto', which takes no steps of this kind.", stacklevel=4)
+        begun = self._warm or isinstance(self._state, AutoFit)
+        earlier = self._family if begun and not options.retrain_from_scratch else None
+        fit = fit_auto(problem, x, options, earlier=earlier)
+        self._family, self._state, self._warm = fit.family, fit, False
 
     def _probe(self, log_p: LogDensity) -> None:
         """Evaluate the potential once, so that a wrong shape shows before any fit."""
@@ -436,7 +465,7 @@ class VIPosterior:
             embedding_net=embedding_net,
             before=self._state,
         )
-        if isinstance(self._state, SingleFit):  # q(theta) goes back to its start, if it can
+        if isinstance(self._state, SingleFit | AutoFit):  # q(theta) goes back to its start, if it can
             with contextlib.suppress(ValueError):
                 self._family = self._family.fresh().to(self._device)
         self._state, self._map = fit, None
@@ -444,25 +473,75 @@ class VIPosterior:
 
     # -- using the fit -----------------------------------------------------------------------------------
 
-    def _fitted(self, x: Tensor | None) -> SingleFit | AmortizedFit:
+    def _fitted(self, x: Tensor | None) -> SingleFit | AutoFit | AmortizedFit:
         """The fit for x, or for the default x where none is given."""
         return self._state.at(self._x if x is None else _observation(x).to(self._device))
 
     def sample(
-        self, sample_shape: Shape = (), x: Tensor | None = None, show_progress_bars: bool = True
+        self,
+        sample_shape: Shape = (),
+        x: Tensor | None = None,
+        show_progress_bars: bool = True,
+        *,
+        correct: bool | None = None,
     ) -> Tensor:
         """Draws of q, (*sample_shape, D); of an amortised q at many x, (*sample_shape, num_obs, D).
+
+        After a fit with q="auto" they are corrected: taken from a pool of draws of q, kept for later calls,
+        by their importance weights.
 
         Args:
             sample_shape: shape of the draws; () gives one of shape (D,).
             x: the observation q was fitted to, or None; for an amortised q one or many, (num_obs, ...).
             show_progress_bars: unused, drawing is one call.
+            correct: whether to correct; None: after q="auto". Needs a fit to one observation.
 
         Raises:
             ValueError: before training; for another x, be it the default one; x missing or of another shape.
             TypeError: `sample_shape` is no shape.
         """
-        return self._fitted(x).sample(_shape(sample_shape))
+        fit, shape = self._fitted(x), _shape(sample_shape)
+        if not (fit.corrects if correct is None else correct):
+            return fit.sample(shape)
+        draws = self._weighted(fit)
+        draws = self._weighted(fit, draws.needed(shape.numel()))
+        return draws.resampled(shape.numel()).reshape(*shape, *self._family.event_shape)
+
+    def weighted_sample(self, n: int = 10_000, x: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Draws of q with the weights that make them draws of the posterior.
+
+        Args:
+            n: how many.
+            x: the observation q was fitted to, or None.
+
+        Returns:
+            theta (n, D) and the logarithms (n,) of smoothed weights, which add up to one.
+
+        Raises:
+            ValueError: before training; for another x; for an amortised q, or fewer than 25 draws.
+        """
+        n = positive_int("n", n)
+        if n < MIN_DRAWS:
+            raise ValueError(violation("n", f"at least {MIN_DRAWS} draws", n))
+        draws = self._weighted(self._fitted(x), n)
+        draws = WeightedDraws(draws.theta[:n], draws.log_p[:n], draws.log_q[:n])
+        return draws.theta, draws.log_weights
+
+    def _weighted(self, fit: Any, n: int = _POOL) -> WeightedDraws:
+        """At least n draws of q with their weights; those that are there are kept, and new ones with them."""
+        if isinstance(fit, AmortizedFit):
+            raise ValueError(violation("correct", "False for an amortised q", True))
+        draws, there = fit.draws, 0 if fit.draws is None else len(fit.draws.theta)
+        if n > there:
+            more = self._draw(fit, max(n - there, MIN_DRAWS))
+            draws = more if draws is None else draws.with_(more)
+            self._state = replace(fit, draws=draws)
+        return draws
+
+    def _draw(self, fit: Any, n: int) -> WeightedDraws:
+        with torch.no_grad():
+            theta, log_q = fit.family.sample_and_log_prob(n)
+            return WeightedDraws(theta, _in_pieces(self._log_p(fit.x), theta).double(), log_q)
 
     def sample_batched(
         self,
@@ -493,8 +572,18 @@ class VIPosterior:
             "or RefittingPosterior(posterior), which fits a q to each observation."
         )
 
-    def log_prob(self, theta: Tensor, x: Tensor | None = None, track_gradients: bool = False) -> Tensor:
+    def log_prob(
+        self,
+        theta: Tensor,
+        x: Tensor | None = None,
+        track_gradients: bool = False,
+        *,
+        normalized: str = "q",
+    ) -> Tensor:
         """log q(theta), (batch,), for theta (batch, D); -inf outside the prior's support.
+
+        `normalized="potential"` gives the potential less the log-evidence that q found instead: the
+        posterior's own density, as exact as that number.
 
         For an amortised q, log q(theta | x): theta (batch, D) and x (batch, ...), or one row in either.
 
@@ -502,8 +591,13 @@ class VIPosterior:
             ValueError: before training, for another x, for theta of another length, or numbers of rows that
                 do not fit.
         """
+        one_of("normalized", normalized, ("q", "potential"))
         fit, theta = self._fitted(x), self._theta(theta)
         with torch.set_grad_enabled(track_gradients):
+            if normalized == "potential":
+                contained = self._coords.contains(theta)
+                values = self._log_p(fit.x)(theta) - self.report.log_evidence
+                return torch.where(contained, values, -torch.inf)
             return fit.log_prob(theta).to(theta.dtype)
 
     def potential(self, theta: Tensor, x: Tensor | None = None, track_gradients: bool = False) -> Tensor:
@@ -603,10 +697,9 @@ class VIPosterior:
 
     def _certify(self, n: int) -> Report:
         state = self._state.latest(self._x)
-        with torch.no_grad():
-            theta, log_q = state.family.sample_and_log_prob(n)
-            log_p = _in_pieces(self._log_p(state.x), theta)
-        return certify(log_p, log_q, stop_reason=state.trace.stop_reason)
+        draws = self._draw(state, n)
+        doubts = [f"the fit {state.trace.stop_reason}. Give it more."] if state.trace.cut_short else []
+        return certify(draws.log_p, draws.log_q, stop_reason=state.trace.stop_reason, doubts=doubts)
 
     def _proportionality(self, metric: str, n: int) -> float:
         state = self._state.latest(self._x)
@@ -617,7 +710,11 @@ class VIPosterior:
     def _quality_control(self, metric: str) -> None:
         report = self.report
         if metric == "psis":
-            poor, score, advice = report.status != "ok", f"k-hat {report.khat:.2f}", report.sentence
+            poor, score, advice = (
+                report.status in ("suspect", "failed"),
+                f"k-hat {report.khat:.2f}",
+                report.sentence,
+            )
         else:
             r2 = self._proportionality(metric, _CERTIFICATE_DRAWS)
             poor, score, advice = r2 < _PROPORTIONAL, f"{metric} r^2 {r2:.2f}", _advice(report, r2)

@@ -1,9 +1,12 @@
 """Did it work? Numbers and a verdict from log p and log q at draws of q; knows no posterior."""
 
-from visbi.certificate.report import Report, certify
+from visbi.certificate.correction import WeightedDraws
+from visbi.certificate.modes import Mode, find_modes
+from visbi.certificate.report import FitError, Report, certify
 from visbi.certificate.scores import proportionality
 from visbi.certificate.twosample import c2st
 from visbi.certificate.weights import (
+    divergences,
     effective_sample_size,
     log_evidence,
     pareto_smooth,
@@ -12,10 +15,15 @@ from visbi.certificate.weights import (
 )
 
 __all__ = [
+    "FitError",
+    "Mode",
     "Report",
+    "WeightedDraws",
     "c2st",
     "certify",
+    "divergences",
     "effective_sample_size",
+    "find_modes",
     "log_evidence",
     "pareto_smooth",
     "proportionality",

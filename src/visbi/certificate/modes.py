@@ -1,9 +1,10 @@
 """Modes among draws: how many, how heavy, and where.
 
 Two draws belong to one mode if the density does not dip between them. Every draw is joined to those of its
-nearest denser neighbours to which a straight line leads without a dip of more than `_DIP` nats below its lower
-end; what hangs together is a mode (single linkage over a density, as in Chazal, Guibas, Oudot, Skraba:
-Persistence-based clustering. 2013). Bent and funnel-shaped modes stay whole, because their lines are short.
+nearest denser neighbours to which a straight line leads without a dip of more than `_DIP` nats below its
+lower end; what hangs together is a mode (single linkage over a density, as in Chazal, Guibas, Oudot,
+Skraba: Persistence-based clustering. 2013). Bent and funnel-shaped modes stay whole, because their lines
+are short.
 """
 
 from collections.abc import Callable
@@ -40,7 +41,7 @@ def find_modes(
     """The modes among equally weighted draws, heaviest first.
 
     Args:
-        z: (N, d) draws; of more than 600 the first 600 are looked at.
+        z: (N, d) draws; the first 600 show which modes there are, all of them how heavy each is.
         log_density: (M, d) -> (M,), up to a constant.
         places: what to report for z (M, d), for example theta.
 
@@ -53,18 +54,18 @@ def find_modes(
     >>> [mode.weight for mode in find_modes(z, log_density)]
     [0.75, 0.25]
     """
-    z = z[:_DRAWS]
-    level = log_density(z)
+    some = z[:_DRAWS]
+    level = log_density(some)
     order = level.argsort(descending=True)
-    z, level = z[order], level[order]
-    label = _joined(len(z), _links(z, level, log_density))
+    some, level = some[order], level[order]
+    label = _joined(len(some), _links(some, level, log_density))
+    nearest = torch.cdist(z / z.std(0).clamp_min(1e-300), some / z.std(0).clamp_min(1e-300)).argmin(1)
     modes = []
     for which in label.unique().tolist():
         members = label == which
-        weight = float(members.double().mean())
-        if weight >= _SMALLEST:
+        if float(members.double().mean()) >= _SMALLEST:
             top = int(members.nonzero()[0])  # they are sorted by density
-            modes.append((weight, places(z[top : top + 1])[0]))
+            modes.append((float(members[nearest].double().mean()), places(some[top : top + 1])[0]))
     total = sum(weight for weight, _ in modes)
     found = [Mode(weight / total, tuple(float(v) for v in place)) for weight, place in modes]
     return tuple(sorted(found, key=lambda mode: -mode.weight))

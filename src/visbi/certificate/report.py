@@ -33,7 +33,7 @@ from visbi.certificate.weights import (
 )
 from visbi.core.checks import violation
 
-__all__ = ["Report", "certify"]
+__all__ = ["FitError", "Report", "certify"]
 
 _KHAT_MAX = 0.7
 _KHAT_HOPELESS = 1.0  # the weights have no mean
@@ -117,6 +117,19 @@ class Report:
         if self.stop_reason:
             lines.append(f"fit ended: {self.stop_reason}")
         return "\n".join(lines)
+
+
+class FitError(RuntimeError):
+    """The automatic fit found nothing that can be used.
+
+    Attributes:
+        report: why.
+        posterior: the best that there was, all the same.
+    """
+
+    def __init__(self, report: Report, posterior: object) -> None:
+        super().__init__(f"{report}\nPass allow_failed=True to keep the fit.")
+        self.report, self.posterior = report, posterior
 
 
 def certify(

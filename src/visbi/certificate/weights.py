@@ -184,8 +184,8 @@ def log_evidence(log_w: Tensor) -> tuple[float, float]:
 def divergences(log_w: Tensor) -> tuple[float, float]:
     """KL(q || p) = log Z - E_q[log w] and KL(p || q) = E_p[log w] - log Z, in nats, never negative.
 
-    Where draws of q have a potential of -inf, the first is infinite; weights that miss part of p make the second
-    too small.
+    Where draws of q have a potential of -inf, the first is infinite; weights that miss part of p make the
+    second too small.
 
     >>> divergences(torch.zeros(100))
     (0.0, 0.0)

@@ -1,8 +1,9 @@
 r"""A flow whose noise has heavier tails: z = f(u), u ~ sum_b a_b N(0, s_b^2 I).
 
 A flow trained by the reverse KL is right where its draws fell and too low beyond. Wider noise reaches further
-along the directions that it has learnt, into the neck and the mouth of a funnel, and costs nothing: f, trained
-with standard noise, is kept as it is, and log q(z) = log base(f^-1(z)) - log|det df/du| has its other base.
+along the directions that it has learnt, into the neck and the mouth of a funnel, and costs nothing: f,
+trained with standard noise, is kept as it is, and log q(z) = log base(f^-1(z)) - log|det df/du| has its
+other base.
 """
 
 import math

@@ -26,7 +26,7 @@ from visbi.core.types import LogDensity, ZScore
 from visbi.families.conditional import ConditionalFamily
 from visbi.families.conditional_config import ConditionalConfig
 from visbi.fitting.amortized_config import AmortizedOptions, check_simulations, chosen_config
-from visbi.fitting.state import AmortizedFit, AmortizedTrace, SingleFit, Untrained
+from visbi.fitting.state import AmortizedFit, AmortizedTrace, AutoFit, SingleFit, Untrained
 from visbi.objectives import Loss, reverse_kl
 from visbi.potentials.base import BasePotential
 from visbi.priors.blocks import BijectionBlock
@@ -48,7 +48,7 @@ def amortize(
     choices: tuple[Any, Any, Any],
     method: str,
     embedding_net: nn.Module | None,
-    before: Untrained | SingleFit | AmortizedFit,
+    before: Untrained | SingleFit | AutoFit | AmortizedFit,
 ) -> AmortizedFit:
     """All of `VIPosterior.train_amortized`: check, build or go on, fit.
 
@@ -71,7 +71,7 @@ def amortize(
     if method != "rKL":
         said = f"train_amortized() maximises the ELBO, that is rKL: vi_method = {method!r} is not used."
         warnings.warn(said, stacklevel=3)
-    if isinstance(before, SingleFit):
+    if isinstance(before, SingleFit | AutoFit):
         warnings.warn("train_amortized() replaces the fit to a single observation.", stacklevel=3)
     with seeded(options.seed):
         family = conditional_family(

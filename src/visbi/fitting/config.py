@@ -22,7 +22,10 @@ from visbi.core.checks import (
 )
 from visbi.core.types import Seed
 
-__all__ = ["INITS", "METHODS", "QUALITY_METRICS", "TrainOptions"]
+__all__ = ["AUTO", "INITS", "METHODS", "QUALITY_METRICS", "TrainOptions"]
+
+AUTO = "auto"
+"""The `q` for which the family is found and not named."""
 
 METHODS = ("rKL", "fKL", "IW", "alpha")
 """Divergences that `vi_method` accepts."""
@@ -36,7 +39,7 @@ INITS = ("prior", "match", "explore")
 # which values they may take beside True and False
 _FLAGS: dict[str, tuple[None, ...]] = {
     **dict.fromkeys(("retrain_from_scratch", "reset_optimizer", "show_progress_bar"), ()),
-    **dict.fromkeys(("check_for_convergence", "quality_control", "retain_graph"), ()),
+    **dict.fromkeys(("check_for_convergence", "quality_control", "retain_graph", "allow_failed"), ()),
     **dict.fromkeys(("stick_the_landing", "dreg"), (None,)),
 }
 
@@ -72,6 +75,9 @@ class TrainOptions:
             potential's scores), "explore" (the moments of tempered particles: slower, finds the mass wherever
             it is), or draws (N, D) near the posterior.
         seed: makes the fit repeatable and leaves torch's global generator alone.
+        max_potential_evals, max_seconds: end the fit once so many evaluations of the potential, or so much
+            wall time, are used; the best q so far stays, and its status is "suspect" or worse.
+        allow_failed: for q="auto", keep a fit whose status is "failed" instead of raising `FitError`.
     """
 
     n_particles: int = 256
@@ -98,6 +104,9 @@ class TrainOptions:
     weight_transform: Callable[[Tensor], Tensor] | None = None
     init: str | Tensor = "prior"
     seed: Seed = None
+    max_potential_evals: int | None = None
+    max_seconds: float | None = None
+    allow_failed: bool = False
 
     def __post_init__(self) -> None:
         for name in ("n_particles", "max_num_iters", "K"):
@@ -106,6 +115,11 @@ class TrainOptions:
             object.__setattr__(self, name, non_negative_int(name, getattr(self, name)))
         for name in ("learning_rate", "clip_value"):
             positive(name, getattr(self, name))
+        if self.max_potential_evals is not None:
+            evals = positive_int("max_potential_evals", self.max_potential_evals)
+            object.__setattr__(self, "max_potential_evals", evals)
+        if self.max_seconds is not None:
+            positive("max_seconds", self.max_seconds)
         in_interval("gamma", self.gamma, 0.0, 1.0, closed="r")
         in_interval("eps", self.eps, 0.0, float("inf"), closed="l")
         in_interval("alpha", self.alpha, 0.0, float("inf"), closed="l")

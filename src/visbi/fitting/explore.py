@@ -2,15 +2,17 @@ r"""Tempered sequential Monte Carlo: particles carried from a base distribution 
 
 Del Moral, Doucet, Jasra: Sequential Monte Carlo samplers. JRSS B 2006.
 
-The path is p_beta(z) ~ base(z)^(1 - beta) exp(beta ell(z)), beta from 0 to 1. Each step is as long as leaves an
-effective sample size of half the particles; then they are resampled (systematically) and moved, by Hamiltonian
-Monte Carlo whose mass is the inverse covariance of the particles, with a jittered step size that follows the
-acceptance rate, until they have forgotten where they were. Where the potential has no useful gradient the moves
-are random walks (steps with the particles' covariance; Roberts, Gelman, Gilks 1997).
+The path is p_beta(z) ~ base(z)^(1 - beta) exp(beta ell(z)), beta from 0 to 1. Each step is as long as
+leaves an effective sample size of half the particles; then they are resampled (systematically) and moved,
+by Hamiltonian Monte Carlo whose mass is the inverse covariance of the particles, with a jittered step size
+that follows the acceptance rate, until they have forgotten where they were. Where the potential has no
+useful gradient the moves are random walks (steps with the particles' covariance; Roberts, Gelman, Gilks
+1997).
 
-From the prior, N(0, I) in these coordinates, it finds where the mass is, all modes of it. From a fitted q it is
-a bridge that carries q's draws the rest of the way. Every particle of every temperature is kept: together they
-are a sample from a known mixture of tempered densities. A leading axis F holds independent populations.
+From the prior, N(0, I) in these coordinates, it finds where the mass is, all modes of it. From a fitted q
+it is a bridge that carries q's draws the rest of the way. Every particle of every temperature is kept:
+together they are a sample from a known mixture of tempered densities. A leading axis F holds independent
+populations.
 """
 
 import math
@@ -96,8 +98,9 @@ class Exploration:
     def weighted(self) -> tuple[Tensor, Tensor]:
         """All particles (F, T N, d) and log-weights (F, T N) that make them a sample of the posterior.
 
-        Particles of temperature s are draws of p_s = base exp(beta_s relative) / Z_s, all of them together of the
-        mean of the p_s; so the weight of each is exp(relative) over the mean of exp(beta_s relative) / Z_s.
+        Particles of temperature s are draws of p_s = base exp(beta_s relative) / Z_s, all of them together of
+        the mean of the p_s; so the weight of each is exp(relative) over the mean of
+        exp(beta_s relative) / Z_s.
         """
         relative = self.history_relative.movedim(0, 1)  # (F, T, N)
         flat = relative.flatten(1)
@@ -309,7 +312,8 @@ def drift(target: Target, z: Tensor, log_q: LogDensity, *, gradient: bool, round
     """How far the posterior's own moves carry draws towards where q is too low, in standard errors.
 
     Draws that are right stay right under moves that leave the posterior as it is, so their log-weights
-    ell - log q keep their mean. Draws of a q that misses what lies next to it walk into it, and the mean rises.
+    ell - log q keep their mean. Draws of a q that misses what lies next to it walk into it, and the mean
+    rises.
 
     Args:
         target: the target.

@@ -1,12 +1,13 @@
 r"""The rung for what no mixture of Gaussians fits: a coupling flow, by the reverse KL.
 
-The flow starts as the Gaussian with the mean and covariance of what is known of the posterior and is trained by
+The flow starts as the Gaussian with the mean and covariance of what is known of the posterior and is
+trained by
 
     -E_u[ell(f(u)) - log q(f(u))]  with q's own parameters held fixed in log q
 
-(sticking the landing, Roeder, Wu, Duvenaud 2017), whose noise vanishes as q approaches the posterior. Where the
-posterior has several modes, a share of forward KL on weighted points keeps all of them. A round is one cycle of
-the learning rate (Smith, Topin 2019); after each one fresh draws say how good the flow is.
+(sticking the landing, Roeder, Wu, Duvenaud 2017), whose noise vanishes as q approaches the posterior. Where
+the posterior has several modes, a share of forward KL on weighted points keeps all of them. A round is one
+cycle of the learning rate (Smith, Topin 2019); after each one fresh draws say how good the flow is.
 """
 
 import math
@@ -83,7 +84,9 @@ def train_flow(
         loss = torch.where(usable, log_q_path - through, 0.0).mean()
         if points is not None and forward_share > 0:
             chosen = torch.multinomial(points[1], batch, replacement=True)
-            loss = (1 - forward_share) * loss - forward_share * body.log_prob(points[0][chosen].to(body.dtype)).mean()
+            loss = (1 - forward_share) * loss - forward_share * body.log_prob(
+                points[0][chosen].to(body.dtype)
+            ).mean()
         if not bool(torch.isfinite(loss)):
             schedule.step()
             continue
@@ -104,6 +107,6 @@ def flow_body(dim: int) -> CouplingBody:
 
 
 def widened(body: CouplingBody) -> WidenedBody:
-    """The trained flow with a tenth of its mass spread wider, as `fitting.refine.defended` does for mixtures."""
+    """The trained flow with a tenth of its mass spread wider, as `mixture.defended` has it."""
     scales, shares = zip(*defence(body.dim), strict=True)
     return WidenedBody(body, scales=(1.0, *scales), shares=(1.0 - sum(shares), *shares))

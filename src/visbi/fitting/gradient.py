@@ -28,6 +28,7 @@ from torch import Tensor
 
 from visbi.core.types import LogDensity
 from visbi.families.base import Family
+from visbi.fitting.budget import BudgetReached
 from visbi.fitting.config import TrainOptions
 from visbi.objectives import Loss, reverse_kl
 
@@ -51,12 +52,14 @@ class Trace:
         stop_reason: why the fit ended, in a sentence.
         skipped: steps whose loss or gradient was not finite.
         excluded: particles, over all steps, whose potential was not finite.
+        cut_short: whether a budget ended the fit.
     """
 
     loss: tuple[float, ...]
     stop_reason: str
     skipped: int = 0
     excluded: int = 0
+    cut_short: bool = False
 
     @property
     def num_iters(self) -> int:
@@ -104,11 +107,13 @@ def fit_gradient(
         options: see `TrainOptions`.
 
     Returns:
-        The trace. Ctrl-C ends the fit early and says so in the trace.
+        The trace. Ctrl-C ends the fit early and says so in the trace, and so does a potential that raises
+        `BudgetReached`.
     """
     parameters = family.trainable()
     losses: list[float] = []
     skipped = excluded = in_a_row = 0
+    cut_short = False
     reason = f"reached max_num_iters = {options.max_num_iters}"
     steps = _progress(options.max_num_iters, options.show_progress_bar)
     advance = _advance(scheduler)
@@ -133,11 +138,13 @@ def fit_gradient(
                     mean.settle(parameters, objective, losses[-_WINDOW:])
                 break
             steps.describe(losses)
+    except BudgetReached as reached:
+        reason, cut_short = str(reached), True
     except KeyboardInterrupt:
         reason = "interrupted"
     finally:
         steps.close()
-    return Trace(tuple(losses), reason, skipped, excluded)
+    return Trace(tuple(losses), reason, skipped, excluded, cut_short)
 
 
 def warm_up(family: Family, log_prior: LogDensity, options: TrainOptions) -> int:

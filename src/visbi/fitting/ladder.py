@@ -8,22 +8,21 @@ r"""The automatic fit: cheap ways first, dearer ones only where those before the
 
 A rung answers if its q passes a certificate on fresh draws (`certificate.report`) and two checks that such a
 certificate cannot make: that hardly any of the explorer's particles lie where q is much too low, and that the
-posterior's own moves do not carry resampled draws away (`explore.drift`). A rung that has passed with few of its
-draws to spare is kept, and the next one is tried; the better answers.
+posterior's own moves do not carry resampled draws away (`explore.drift`). A rung that has passed with few
+of its draws to spare is kept, and the next one is tried; the better answers.
 
 Every way works in coordinates z in which the prior is N(0, I), or near it.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from visbi.certificate.report import Report, certify
 from visbi.certificate.weights import pareto_smooth, resample
-from visbi.families.base import Body
 from visbi.fitting.budget import BudgetReached
 from visbi.fitting.explore import Exploration, drift, explore
 from visbi.fitting.flow import FlowProposal, flow_body, train_flow, widened
@@ -31,7 +30,7 @@ from visbi.fitting.match import match_gaussian
 from visbi.fitting.mixture import Mixture, defended, local_covariances, spread_out
 from visbi.fitting.pool import Pool, Proposal, Trial
 from visbi.fitting.probe import useful_gradient
-from visbi.fitting.refine import Blend, around, from_particles, matched, patch, refined
+from visbi.fitting.refine import around, from_particles, matched, patch, refined
 from visbi.fitting.target import Target
 
 __all__ = ["Answer", "climb"]
@@ -61,7 +60,8 @@ class Answer:
 
     Attributes:
         q: in coordinates z.
-        z, ell, log_q: fresh draws of q (N, d), the target and log q at them (N,): what the certificate rests on.
+        z, ell, log_q: fresh draws of q (N, d), the target and log q at them (N,): what the certificate
+            rests on.
         report: the certificate, with what the ladder has to say.
     """
 
@@ -82,6 +82,7 @@ class _Climb:
     pool: Pool = field(init=False)
     gradient: bool = True
     seen: Exploration | None = None
+    starts: Tensor = field(init=False)
     best: tuple[str, Proposal, Trial] | None = None
     answer: tuple[str, Answer] | None = None
 
@@ -114,8 +115,8 @@ class _Climb:
         share = self.missing(q, log_z)
         if share > _MISSING:
             found.append(
-                f"an independent exploration has seen about {100 * share / (1 + share):.1f} % of the posterior's "
-                "mass where q has next to none. Run MCMC to be sure."
+                f"an independent exploration has seen about {100 * share / (1 + share):.1f} % of the "
+                "posterior's mass where q has next to none. Run MCMC to be sure."
             )
         try:
             index = resample(pareto_smooth(log_w)[0], _DRIFTERS)
@@ -132,7 +133,8 @@ class _Climb:
     def missing(self, q: Proposal, log_z: float) -> float:
         """Share of the posterior's mass that the explorer's particles say q is much too low at.
 
-        The particles alone are no proof: where an explorer mixes badly they sit where hardly any mass is. So a
+        The particles alone are no proof: where an explorer mixes badly they sit where hardly any mass is.
+            So a
         mixture fitted to those that accuse q is drawn from, and the mass there is weighed.
         """
         if self.seen is None:
@@ -152,7 +154,9 @@ class _Climb:
         return float(mass.mean()) / 2
 
 
-def climb(target: Target, *, start: Mixture | None = None, say: Callable[[str], None] = lambda _: None) -> Answer:
+def climb(
+    target: Target, *, start: Mixture | None = None, say: Callable[[str], None] = lambda _: None
+) -> Answer:
     """Find q for the target, as far up the ladder as it takes.
 
     Args:
@@ -174,7 +178,7 @@ def climb(target: Target, *, start: Mixture | None = None, say: Callable[[str], 
     return _conclude(now, reason)
 
 
-# -- the rungs: each returns whether it has answered ---------------------------------------------------------
+# -- the rungs: each returns whether it has answered ------------------------------------------------------
 
 
 def _look(now: _Climb, start: Mixture | None) -> bool:
@@ -192,7 +196,7 @@ def _look(now: _Climb, start: Mixture | None) -> bool:
     now.gradient = useful_gradient(now.target, torch.cat([top, some]))
     if not now.gradient:
         now.story.append("the potential has no useful gradient")
-    now.starts = z[(ell + 0.5 * z.square().sum(-1)).topk(min(512, int(usable.sum()))).indices]  # type: ignore[attr-defined]
+    now.starts = z[(ell + 0.5 * z.square().sum(-1)).topk(min(512, int(usable.sum()))).indices]
     return False
 
 
@@ -222,7 +226,7 @@ def _gaussian(now: _Climb, start: Mixture | None) -> bool:
 
 def _other_modes(now: _Climb, q: Mixture, log_z: float) -> bool:
     """Whether Gaussians matched from the most promising of the prior's draws hold mass that q misses."""
-    starts = now.starts  # type: ignore[attr-defined]
+    starts = now.starts
     chosen = starts[spread_out(starts, torch.full((len(starts),), 1.0 / len(starts)).to(starts), _STARTS)]
     eye = 0.09 * torch.eye(now.target.dim, dtype=starts.dtype, device=starts.device)
     others = matched(now.target, chosen, eye.expand(len(chosen), -1, -1))
@@ -230,7 +234,9 @@ def _other_modes(now: _Climb, q: Mixture, log_z: float) -> bool:
 
 
 def _mixture(now: _Climb, start: Mixture | None) -> bool:
-    seen = now.seen = now.seen if now.seen is not None else explore(now.target, _PARTICLES, gradient=now.gradient)
+    seen = now.seen = (
+        now.seen if now.seen is not None else explore(now.target, _PARTICLES, gradient=now.gradient)
+    )
     found: list[Mixture] = []
     z = seen.z[0]
     if now.gradient:
@@ -257,7 +263,8 @@ def _flow(now: _Climb, start: Mixture | None) -> bool:
     mean = (weights[:, None] * z).sum(0)
     cov = (weights[:, None] * (z - mean)).mT @ (z - mean)
     cov = cov + 1e-9 * torch.diag_embed(cov.diagonal())
-    body = flow_body(now.target.dim).to(now.target.device).placed(mean, torch.linalg.cholesky(cov))
+    body = flow_body(now.target.dim).to(now.target.device)
+    body.placed(mean, torch.linalg.cholesky(cov))
     q = FlowProposal(widened(body))  # shares the flow's weights
     trial, before = None, 0.0
     for number in range(_FLOW_ROUNDS):
@@ -298,7 +305,7 @@ def _bridge(now: _Climb, start: Mixture | None) -> bool:
         trial = now.pool.draw(defended(q), _TRIAL)
         if _merit(now.best[2]) > _merit(trial):
             q, trial = base, now.best[2]
-        q, trial = refined(now.pool, q, trial)
+        q, trial = refined(now.pool, q, trial, rounds=2)
         now.consider("a bridged mixture", q, trial)
         if trial.khat < 0.7 and now.certified("a bridged mixture", defended(q), spare=_SPARE):
             return True
@@ -319,7 +326,7 @@ class _From:
         return log_q.reshape(z.shape[:-1]), score.reshape(z.shape)
 
 
-# -- the end ---------------------------------------------------------------------------------------------------
+# -- the end ----------------------------------------------------------------------------------------------
 
 
 def _conclude(now: _Climb, reason: str) -> Answer:
@@ -332,13 +339,9 @@ def _conclude(now: _Climb, reason: str) -> Answer:
     doubts = [f"the fit ended early: {reason}. Give it more."] if reason else []
     if doubts and report.status in ("ok", "corrected"):
         report = certify(answer.ell, answer.log_q, resampled=True, doubts=doubts)
-    from dataclasses import replace
-
     return replace(
         answer,
-        report=replace(
-            report, rung=rung, story=tuple(now.story), stop_reason=reason or f"answered by {rung}"
-        ),
+        report=replace(report, rung=rung, story=tuple(now.story), stop_reason=reason),
     )
 
 

@@ -6,8 +6,8 @@ A leading axis F holds independent mixtures: one for each fit. Components of wei
 allowed, so that mixtures of different sizes share one tensor. Everything is float64.
 
 Weighted EM (Cappé, Douc, Guillin, Marin, Robert: Adaptive importance sampling in general mixture classes.
-2008) minimises the forward KL to what the weighted points represent. A component's covariance is shrunk towards
-its own diagonal and widened by what its effective number of points n leaves uncertain:
+2008) minimises the forward KL to what the weighted points represent. A component's covariance is shrunk
+towards its own diagonal and widened by what its effective number of points n leaves uncertain:
 
     S_k <- (1 + (d + 1)/n) [ n S_k + (d + 2) diag(S_k) ] / (n + d + 2).
 """
@@ -19,7 +19,16 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-__all__ = ["Mixture", "defence", "defended", "expectation_maximisation", "local_covariances", "maximise", "merged", "spread_out"]
+__all__ = [
+    "Mixture",
+    "defence",
+    "defended",
+    "expectation_maximisation",
+    "local_covariances",
+    "maximise",
+    "merged",
+    "spread_out",
+]
 
 _DEFENCE = ((2.5, 0.08), (6.0, 0.02))  # radii in spreads of the typical shell, and shares
 _AT_ONCE = 2**23  # numbers in one temporary
@@ -98,14 +107,20 @@ class Mixture:
         which = which.gather(1, torch.rand_like(points).argsort(1))
         index = which + like.shape[1] * torch.arange(fits, device=like.device)[:, None]
         u = torch.randn(fits, n, like.shape[-1], 1, dtype=like.dtype, device=like.device)
-        moved = (self.tril.flatten(0, 1)[index] @ u)[..., 0] if like.shape[-1] <= 16 else _rows(self.tril, index, u)
+        moved = (
+            (self.tril.flatten(0, 1)[index] @ u)[..., 0]
+            if like.shape[-1] <= 16
+            else _rows(self.tril, index, u)
+        )
         return like.flatten(0, 1)[index] + moved
 
     def with_(self, other: "Mixture", share: float) -> "Mixture":
         """This mixture with `share` of its mass given to another."""
         log_weights = [self.log_weights + math.log1p(-share), other.log_weights + math.log(share)]
         return Mixture(
-            torch.cat(log_weights, 1), torch.cat([self.loc, other.loc], 1), torch.cat([self.tril, other.tril], 1)
+            torch.cat(log_weights, 1),
+            torch.cat([self.loc, other.loc], 1),
+            torch.cat([self.tril, other.tril], 1),
         )
 
     def widened(self, factor: float) -> "Mixture":
@@ -142,7 +157,8 @@ def expectation_maximisation(
     """The mixture after EM on weighted points.
 
     Args:
-        mixture: the start. A component that is left with too few points to have a covariance loses its weight.
+        mixture: the start. A component that is left with too few points to have a covariance loses its
+            weight.
         z: (F, N, d). weights: (F, N), normalised.
         max_iters: most iterations; fewer if the log-likelihood gains less than `tol` nats.
     """
@@ -169,10 +185,7 @@ def maximise(mixture: Mixture, z: Tensor, share: Tensor) -> Mixture:
     root = share.clamp_min(0).sqrt()
     step = max(1, _AT_ONCE // max(share.shape[-1] * d, 1))
     second = torch.cat(
-        [
-            ((r[..., None] * z[:, None]).mT @ (r[..., None] * z[:, None]))
-            for r in root.split(step, 1)
-        ],
+        [((r[..., None] * z[:, None]).mT @ (r[..., None] * z[:, None])) for r in root.split(step, 1)],
         1,
     )
     cov = second / safe[..., None] - loc[..., None] * loc[..., None, :]
@@ -215,8 +228,11 @@ def merged(mixture: Mixture, score: Tensor, most: int) -> Mixture:
 
 
 def spread_out(z: Tensor, weights: Tensor, n: int) -> Tensor:
-    """Indices of n of the points z (N, d), spread out: each drawn by weight times squared distance to the nearest
-    one drawn before, in units of the points' own covariance (k-means++, Arthur, Vassilvitskii 2007)."""
+    """Indices of n of the points z (N, d), spread out.
+
+    Each is drawn by its weight times the squared distance to the nearest one drawn before, in units of the
+    points' own covariance (k-means++; Arthur, Vassilvitskii 2007).
+    """
     centre = z - (weights[:, None] * z).sum(0)
     cov = (weights[:, None] * centre).mT @ centre
     y = torch.linalg.solve_triangular(_cholesky(cov), centre.mT, upper=False).mT
@@ -234,8 +250,8 @@ def spread_out(z: Tensor, weights: Tensor, n: int) -> Tensor:
 def local_covariances(z: Tensor, centres: Tensor, neighbours: int) -> Tensor:
     """Covariance of each centre's nearest `neighbours` among points z (N, d): (C, d, d), for centres (C, d).
 
-    Nearness is judged in units of the points' own covariance first, then once more in units of the covariances
-    so found: a narrow ridge gets narrow neighbourhoods.
+    Nearness is judged in units of the points' own covariance first, then once more in units of the
+    covariances so found: a narrow ridge gets narrow neighbourhoods.
     """
     d = z.shape[1]
     neighbours = min(neighbours, len(z))

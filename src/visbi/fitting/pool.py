@@ -4,9 +4,9 @@ After proposals q_1 .. q_T have been drawn n_1 .. n_T times, each point has the 
 
     w = exp(ell) / sum_t (n_t / N) q_t,
 
-whichever proposal it came from (the balance heuristic: Veach, Guibas 1995; kept over adaptation: Cornuet, Marin,
-Mira, Robert: Adaptive multiple importance sampling. 2012). Nothing that was paid for is thrown away, and a bad
-early proposal does no harm.
+whichever proposal it came from (the balance heuristic: Veach, Guibas 1995; kept over adaptation: Cornuet,
+Marin, Mira, Robert: Adaptive multiple importance sampling. 2012). Nothing that was paid for is thrown away,
+and a bad early proposal does no harm.
 """
 
 import math

@@ -1,9 +1,10 @@
 r"""Does the potential have a gradient that says where to go?
 
-Three things go wrong: there is none (a potential that leaves autograd); it is wrong (a detached piece); or it is
-right and useless (a likelihood that is flat in steps: zero gradient, and yet it changes). Only the likelihood
-matters, L = ell - log N(z; 0, I); the prior's part would hide all three. At pairs of points z -+ delta / 2, for
-|delta| from 1e-3 to .1, the change of L is compared with the mean of the slopes at both ends. A gradient is taken
+Three things go wrong: there is none (a potential that leaves autograd); it is wrong (a detached piece); or
+it is right and useless (a likelihood that is flat in steps: zero gradient, and yet it changes). Only the
+likelihood matters, L = ell - log N(z; 0, I); the prior's part would hide all three. At pairs of points z -+
+delta / 2, for |delta| from 1e-3 to .1, the change of L is compared with the mean of the slopes at both
+ends. A gradient is taken
 
     if at one of those lengths half of the pairs agree to a fifth of the change, and
     if at the longest one it foresees more than a hundredth of how L changes.

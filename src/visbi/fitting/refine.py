@@ -1,9 +1,10 @@
 r"""A mixture of Gaussians that follows the posterior: matched where the explorer has been, then refitted.
 
-Two ways lead to a first mixture. *Matched*: Gaussians are matched to the potential's scores from many starts in
-one batched call (`fitting.match`), unlike ones are kept; exact where modes are near Gaussian, in any dimension.
-*From particles*: weighted EM on everything the explorer saw; bends and funnels get several components, and no
-gradient is needed; good in a few dimensions. Both are drawn from, and what was drawn says how good they are.
+Two ways lead to a first mixture. *Matched*: Gaussians are matched to the potential's scores from many
+starts in one batched call (`fitting.match`), unlike ones are kept; exact where modes are near Gaussian, in
+any dimension. *From particles*: weighted EM on everything the explorer saw; bends and funnels get several
+components, and no gradient is needed; good in a few dimensions. Both are drawn from, and what was drawn
+says how good they are.
 
 Then adaptive importance sampling: all points so far, weighted (`fitting.pool`), are fitted by EM, with new
 components where points weigh much more than the mixture says; a refit is kept if the effective sample size of
@@ -95,7 +96,7 @@ class Blend:
 
     def sample(self, n: int) -> Tensor:
         """(1, n, d)."""
-        k = int(round(self.share * n))
+        k = round(self.share * n)
         z = torch.cat([self.main.sample(n - k), self.rest.sample(k)], 1)
         return z[:, torch.randperm(n, device=z.device)]
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from visbi.core.checks import violation
 from visbi.core.types import LogDensity
 from visbi.families.base import Family, LinkedFamily
+from visbi.fitting.budget import Budget
 from visbi.fitting.config import TrainOptions
 from visbi.fitting.explore import explore
 from visbi.fitting.gradient import fit_gradient, make_optimizer, warm_up
@@ -69,9 +70,22 @@ def fit_single(
     kept = before if going_on and not options.reset_optimizer else None
     if kept is not None and _same_schedule(kept.options, options):
         optimizer, scheduler = kept.optimizer, kept.scheduler
-    objective = partial(_objective(method, options), family, problem.log_p)
+    objective = partial(_objective(method, options), family, _within_budget(problem.log_p, options))
     trace = fit_gradient(family, objective, optimizer, scheduler, options)
     return SingleFit(family, None, trace, options, method, optimizer, scheduler)
+
+
+def _within_budget(log_p: LogDensity, options: TrainOptions) -> LogDensity:
+    """The potential, taken from the budget that the options give."""
+    if options.max_potential_evals is None and options.max_seconds is None:
+        return log_p
+    budget = Budget(options.max_potential_evals, options.max_seconds)
+
+    def spending(theta: Tensor) -> Tensor:
+        budget.spend(len(theta))
+        return log_p(theta)
+
+    return spending
 
 
 def _place(family: Family, problem: Problem, options: TrainOptions) -> Family:

@@ -6,11 +6,12 @@ that has `sample`, `log_prob`, `family`, `x` and `trace`.
 """
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import torch
 from torch import Tensor
 
+from visbi.certificate.correction import WeightedDraws
 from visbi.core.checks import violation
 from visbi.families.base import Family
 from visbi.fitting.config import TrainOptions
@@ -19,7 +20,7 @@ from visbi.fitting.gradient import Trace
 if TYPE_CHECKING:  # it loads zuko
     from visbi.families.conditional import ConditionalFamily
 
-__all__ = ["AmortizedFit", "AmortizedTrace", "SingleFit", "Untrained", "same"]
+__all__ = ["AmortizedFit", "AmortizedTrace", "AutoFit", "SingleFit", "Untrained", "same"]
 
 _DRAWS_AT_ONCE = 10_000
 
@@ -57,31 +58,13 @@ class Untrained:
         return self
 
 
-@dataclass(frozen=True)
-class SingleFit:
-    """q fitted to one observation.
-
-    Attributes:
-        family: the fitted q.
-        x: the observation it was fitted to.
-        trace: how the objective went.
-        options: what the fit was told.
-        method: the divergence.
-        optimizer: with its state, so that a later fit goes on where this one stopped.
-        scheduler: the learning rate's schedule, likewise.
-        report: the certificate, or None if it was not asked for.
-    """
+class _OneObservation:
+    """What fits to one observation have in common."""
 
     family: Family
     x: Tensor | None
-    trace: Trace
-    options: TrainOptions
-    method: str
-    optimizer: torch.optim.Optimizer
-    scheduler: Any
-    report: Any = None
 
-    def at(self, x: Tensor | None) -> "SingleFit":
+    def at(self, x: Tensor | None) -> Self:
         """This fit, if it is one to x; None asks for no x in particular.
 
         Raises:
@@ -93,7 +76,7 @@ class SingleFit:
         expected = f"the observation that q was fitted to ({cure})"
         raise ValueError(violation("x", expected, "another observation"))
 
-    def latest(self, x: Tensor | None) -> "SingleFit":
+    def latest(self, x: Tensor | None) -> Self:
         """This fit, whatever x."""
         return self
 
@@ -109,13 +92,79 @@ class SingleFit:
         """log q(theta), (N,), for theta (N, D)."""
         return self.family.log_prob(theta)
 
+
+@dataclass(frozen=True)
+class SingleFit(_OneObservation):
+    """q fitted to one observation.
+
+    Attributes:
+        family: the fitted q.
+        x: the observation it was fitted to.
+        trace: how the objective went.
+        options: what the fit was told.
+        method: the divergence.
+        optimizer: with its state, so that a later fit goes on where this one stopped.
+        scheduler: the learning rate's schedule, likewise.
+        report: the certificate, or None if it was not asked for.
+        draws: of q with their weights, or None if nobody asked for them.
+        corrects: whether draws are corrected unless told otherwise.
+    """
+
+    family: Family
+    x: Tensor | None
+    trace: Trace
+    options: TrainOptions
+    method: str
+    optimizer: torch.optim.Optimizer
+    scheduler: Any
+    report: Any = None
+    draws: WeightedDraws | None = None
+    corrects = False
+
     def to(self, device: str | torch.device) -> "SingleFit":
         """This fit with everything but the family, which its owner moves, on `device`."""
         for entries in self.optimizer.state.values():
             entries.update(
                 {k: v.to(device) if isinstance(v, Tensor) and v.ndim else v for k, v in entries.items()}
             )
-        return replace(self, x=None if self.x is None else self.x.to(device))
+        return replace(
+            self, x=None if self.x is None else self.x.to(device), draws=_moved(self.draws, device)
+        )
+
+
+@dataclass(frozen=True)
+class AutoFit(_OneObservation):
+    """q found for one observation by the automatic ladder.
+
+    Attributes:
+        family: the q that was found.
+        x: the observation.
+        trace: without steps; says why the fit ended.
+        options: what the fit was told.
+        report: the certificate.
+        draws: of q, with their weights.
+        method: "auto".
+        corrects: whether draws are corrected unless told otherwise.
+    """
+
+    family: Family
+    x: Tensor | None
+    trace: Trace
+    options: TrainOptions
+    report: Any
+    draws: WeightedDraws
+    method: str = "auto"
+    corrects = True
+
+    def to(self, device: str | torch.device) -> "AutoFit":
+        """This fit with everything but the family, which its owner moves, on `device`."""
+        return replace(
+            self, x=None if self.x is None else self.x.to(device), draws=_moved(self.draws, device)
+        )
+
+
+def _moved(draws: Any, device: str | torch.device) -> Any:
+    return None if draws is None else draws.to(device)
 
 
 @dataclass(frozen=True)
@@ -138,6 +187,7 @@ class AmortizedTrace:
     best_iter: int
     skipped: int = 0
     excluded: int = 0
+    cut_short = False
 
     @property
     def num_iters(self) -> int:
@@ -164,6 +214,7 @@ class AmortizedFit:
     x: Tensor | None = None
     report: Any = None
     method: str = "amortised rKL"
+    corrects = False
 
     def at(self, x: Tensor | None) -> "AmortizedFit":
         """This fit looked at in x (M, ...), or in a single x without the leading axis.

@@ -28,7 +28,7 @@ from visbi.core.encoding import (
 )
 from visbi.core.types import ZScore
 from visbi.families import Family
-from visbi.fitting.state import AmortizedFit, SingleFit
+from visbi.fitting.state import AmortizedFit, AutoFit, SingleFit
 from visbi.potentials.base import BasePotential
 from visbi.priors import as_prior
 from visbi.priors.transforms import Coordinates
@@ -101,7 +101,7 @@ class Parts:
     potential: BasePotential
     coords: Coordinates
     family: Family
-    fit: SingleFit | AmortizedFit | None
+    fit: SingleFit | AutoFit | AmortizedFit | None
     options: dict[str, Any]
     x: Tensor | None
     map: Tensor | None

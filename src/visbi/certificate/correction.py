@@ -1,0 +1,67 @@
+"""Draws of q with their weights: what a certificate rests on, and what corrected draws are taken from.
+
+Corrected draws are resampled with Pareto-smoothed weights (Vehtari et al. 2024), systematically, so that no
+draw comes twice unless its weight times their number is above one.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from visbi.certificate.weights import effective_sample_size, pareto_smooth, resample
+
+__all__ = ["WeightedDraws"]
+
+_LARGEST = 2**20
+_SPARE = 2.0  # draws in effect for each corrected one
+
+
+@dataclass(frozen=True)
+class WeightedDraws:
+    """Draws of q.
+
+    Attributes:
+        theta: (N, D).
+        log_p: (N,) the potential, float64. log_q: (N,), float64.
+    """
+
+    theta: Tensor
+    log_p: Tensor
+    log_q: Tensor
+
+    @cached_property
+    def log_weights(self) -> Tensor:
+        """(N,) logarithms of the smoothed weights; the weights add up to one."""
+        return pareto_smooth(self.log_p - self.log_q)[0]
+
+    def resampled(self, n: int) -> Tensor:
+        """n draws of the posterior, (n, D), as far as the weights can mend q.
+
+        Raises:
+            ValueError: no weight is above zero.
+
+        >>> theta = torch.linspace(-3, 3, 101)[:, None]
+        >>> draws = WeightedDraws(theta, -50.0 * theta[:, 0].square(), torch.zeros(101))
+        >>> bool(draws.resampled(10).abs().max() < 1)
+        True
+        """
+        return self.theta[resample(self.log_weights, n)]
+
+    def needed(self, n: int) -> int:
+        """How many draws of q make n corrected ones that hardly ever coincide; a million at most."""
+        share = effective_sample_size(self.log_p - self.log_q) / len(self.theta)
+        return min(math.ceil(_SPARE * n / max(share, 1e-12)), _LARGEST)
+
+    def with_(self, other: "WeightedDraws") -> "WeightedDraws":
+        """These and others of the same q."""
+        pairs = zip(
+            (self.theta, self.log_p, self.log_q), (other.theta, other.log_p, other.log_q), strict=True
+        )
+        return WeightedDraws(*(torch.cat(pair) for pair in pairs))
+
+    def to(self, device: str | torch.device) -> "WeightedDraws":
+        """These on `device`."""
+        return WeightedDraws(self.theta.to(device), self.log_p.to(device), self.log_q.to(device))

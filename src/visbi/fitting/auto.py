@@ -1,0 +1,142 @@
+"""`q="auto"`: from a potential to a family, its certificate and weighted draws, by the ladder."""
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from visbi.certificate.correction import WeightedDraws
+from visbi.certificate.modes import find_modes
+from visbi.core.checks import violation
+from visbi.families.base import Body, LinkedFamily
+from visbi.families.blend import BlendBody
+from visbi.families.mixture import MixtureBody
+from visbi.fitting.budget import Budget
+from visbi.fitting.config import TrainOptions
+from visbi.fitting.flow import FlowProposal
+from visbi.fitting.gradient import Trace
+from visbi.fitting.ladder import Answer, climb
+from visbi.fitting.mixture import Mixture
+from visbi.fitting.pool import Proposal
+from visbi.fitting.refine import Blend, around
+from visbi.fitting.single import Problem
+from visbi.fitting.state import AutoFit
+from visbi.fitting.target import Target
+
+__all__ = ["CONCERNS_AUTO", "fit_auto", "idle_options"]
+
+CONCERNS_AUTO = (
+    "seed",
+    "init",
+    "show_progress_bar",
+    "quality_control",
+    "quality_control_metric",
+    "retrain_from_scratch",
+    "max_potential_evals",
+    "max_seconds",
+    "allow_failed",
+)
+"""Fields of `TrainOptions` that the automatic fit looks at; the others belong to the gradient loop."""
+
+_MODE_DRAWS = 4096
+
+
+def idle_options(options: TrainOptions) -> list[str]:
+    """Options that were chosen and that the automatic fit has no use for."""
+    default = TrainOptions.DEFAULT
+    names = [field.name for field in fields(TrainOptions) if field.name not in CONCERNS_AUTO]
+    return [name for name in names if getattr(options, name) != getattr(default, name)]
+
+
+def fit_auto(problem: Problem, x: Tensor | None, options: TrainOptions, *, earlier: Any = None) -> AutoFit:
+    """The automatic fit to one observation.
+
+    Args:
+        problem: the potential and what surrounds it.
+        x: the observation, for the record.
+        options: see `CONCERNS_AUTO`.
+        earlier: a family to start from beside the usual starts, or None.
+
+    Raises:
+        ValueError: the potential is finite at no draw of the prior, or `init` has another D.
+    """
+    budget = Budget(options.max_potential_evals, options.max_seconds)
+    target = Target(problem.log_p, problem.coords, budget)
+    with _saying(options.show_progress_bar) as say:
+        answer = climb(target, start=_start(problem, options.init, earlier), say=say)
+    family = LinkedFamily(_body(answer.q), problem.coords, _no_rebuilding)
+    draws = _weighted(problem, answer)
+    report = replace(
+        answer.report,
+        modes=_modes(problem, answer),
+        n_values=target.n_values,
+        n_gradients=target.n_gradients,
+        seconds=budget.seconds,
+        seed=None if options.seed is None else int(options.seed),
+    )
+    trace = Trace((), report.stop_reason or f"answered by {report.rung}")
+    return AutoFit(family.requires_grad_(False), x, trace, options, report, draws)
+
+
+def _start(problem: Problem, init: str | Tensor, earlier: Any) -> Mixture | None:
+    if isinstance(init, Tensor):
+        if init.shape[1] != problem.coords.dim_theta:
+            expected = f"draws of shape (N, {problem.coords.dim_theta})"
+            raise ValueError(violation("init", expected, tuple(init.shape)))
+        theta = init.to(problem.coords.low)
+    elif earlier is not None:
+        theta = earlier.sample((1024,))
+    else:
+        return None
+    return around(problem.coords.to_z(theta)[0].detach())
+
+
+def _body(q: Proposal) -> Body:
+    """A proposal as a body that belongs to a family."""
+    if isinstance(q, Mixture):
+        return MixtureBody.of(q.log_weights[0].exp(), q.loc[0], q.cov[0])
+    if isinstance(q, FlowProposal):
+        return q.body
+    assert isinstance(q, Blend)
+    return BlendBody([_body(q.main), _body(q.rest)], torch.tensor([1.0 - q.share, q.share]))
+
+
+def _no_rebuilding(dim: int) -> Body:
+    raise ValueError(violation("q", "a family with fresh weights", "one that the automatic fit found"))
+
+
+def _weighted(problem: Problem, answer: Answer) -> WeightedDraws:
+    theta, ladj = problem.coords.to_theta(answer.z)
+    return WeightedDraws(theta, answer.ell - ladj, answer.log_q - ladj)
+
+
+def _modes(problem: Problem, answer: Answer) -> Any:
+    draws = WeightedDraws(answer.z, answer.ell, answer.log_q)
+    if not bool((answer.ell > -1e29).any()):
+        return ()
+    z = draws.resampled(_MODE_DRAWS)
+    return find_modes(z, lambda z: answer.q.log_prob(z[None])[0], lambda z: problem.coords.to_theta(z)[0])
+
+
+class _saying:  # noqa: N801  (reads as a function)
+    """What the ladder is doing, shown in a line where that is wanted."""
+
+    def __init__(self, show: bool) -> None:
+        self._bar: Any = None
+        if show:
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(desc="Fitting", bar_format="{desc} [{elapsed}]", leave=False)
+
+    def __enter__(self) -> Callable[[str], None]:
+        return self._say
+
+    def _say(self, what: str) -> None:
+        if self._bar is not None:
+            self._bar.set_description_str(f"Fitting: {what}")
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
