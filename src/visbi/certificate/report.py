@@ -1,8 +1,8 @@
 """The certificate: numbers about q and what they mean, in one frozen report.
 
 A verdict needs more than one number. An effective sample size from few draws is optimistic, so the draws
-are many, and the ESS of all of them is compared with that of a quarter: a share that falls as draws are
-added is the mark of a tail not yet seen. And a k-hat above .7 condemns the weights, but q only by the mass
+are many, and the ESS of all of them is compared with that of a quarter (of smoothed weights: one raw
+weight may halve it by chance): a share that falls as draws are added is the mark of a tail not yet seen. And a k-hat above .7 condemns the weights, but q only by the mass
 that its tail may hold: what draws saw, and what the tail holds beyond them if k-hat is two standard errors
 higher.
 
@@ -39,6 +39,7 @@ _KHAT_MAX = 0.7
 _KHAT_HOPELESS = 1.0  # the weights have no mean
 _MIN_ESS = 1000.0
 _STABLE = 0.5
+_BEYOND = 0.05  # mass beyond the largest weights that resampled draws may lack; costs a classifier .025 at most
 _SIGMAS = 2.0  # by which k-hat is raised to bound the mass that draws of q did not reach
 _CLOSE = 0.1  # a perfect classifier between raw draws and exact ones is right at most 55 % of the time
 _BROKEN = 0.01  # share of draws at which log p may be NaN or +inf
@@ -172,9 +173,10 @@ def certify(
     status, sentence = _complaint(log_p) or _verdict(
         khat=khat,
         ess=ess,
-        stability=_stability(log_w),
+        stability=_stability(smooth),
         distance=distance,
         at_most=seen + at_most,
+        beyond=unseen_mass(smooth, khat, sigmas=1.0),
         n=len(log_w),
         resampled=resampled,
     )
@@ -235,7 +237,15 @@ def _complaint(log_p: Tensor) -> tuple[str, str] | None:
 
 
 def _verdict(
-    *, khat: float, ess: float, stability: float, distance: float, at_most: float, n: int, resampled: bool
+    *,
+    khat: float,
+    ess: float,
+    stability: float,
+    distance: float,
+    at_most: float,
+    beyond: float,
+    n: int,
+    resampled: bool,
 ) -> tuple[str, str]:
     if ess <= 1.0 + 1e-9 or (khat >= _KHAT_HOPELESS and distance > _CLOSE):
         return "failed", (
@@ -248,7 +258,7 @@ def _verdict(
         )
     if at_most <= _CLOSE:
         return "ok", "draws of q can be used as draws of the posterior."
-    sound = khat < min(1.0 - 1.0 / math.log10(n), _KHAT_MAX)
+    sound = khat < min(1.0 - 1.0 / math.log10(n), _KHAT_MAX) or (resampled and beyond <= _BEYOND)
     if resampled and sound:
         return "corrected", "raw draws of q differ visibly from the posterior; resampled ones can be used."
     if distance <= _CLOSE:

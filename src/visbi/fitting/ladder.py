@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from visbi.certificate.modes import find_modes
 from visbi.certificate.report import Report, certify
 from visbi.certificate.weights import pareto_smooth, resample
 from visbi.fitting.budget import BudgetReached
@@ -49,7 +50,9 @@ _WITNESSES = 2048
 _DRIFT = 5.0  # standard errors
 _DRIFTERS = 1024
 _WIDE = 20  # dimensions beyond which the explorer is not sent after a Gaussian that passes
-_FLOW_ROUNDS, _FLOW_STEPS, _FLOW_BATCH = 4, 200, 256
+_BENT, _BENT_DIMENSIONS = 0.25, 4  # a first mixture's share below which a posterior of one mode is for a flow
+_FLOW_ROUNDS, _FLOW_STEPS, _FLOW_BATCH = 3, 200, 256
+_HOPELESS_FLOW = 0.02
 _ENOUGH_FLOW = 0.6
 _FORWARD = 0.5
 
@@ -83,6 +86,8 @@ class _Climb:
     gradient: bool = True
     seen: Exploration | None = None
     starts: Tensor = field(init=False)
+    modes: int = 1
+    flown: bool = False
     best: tuple[str, Proposal, Trial] | None = None
     answer: tuple[str, Answer] | None = None
 
@@ -234,6 +239,7 @@ def _other_modes(now: _Climb, q: Mixture, log_z: float) -> bool:
 
 
 def _mixture(now: _Climb, start: Mixture | None) -> bool:
+    """Mixtures, matched and from particles; what is bent and in one piece is left to a flow first."""
     seen = now.seen = (
         now.seen if now.seen is not None else explore(now.target, _PARTICLES, gradient=now.gradient)
     )
@@ -248,17 +254,30 @@ def _mixture(now: _Climb, start: Mixture | None) -> bool:
     trials = [(q, now.pool.draw(defended(q), _TRIAL)) for q in found]
     best, trial = max(trials, key=lambda pair: _merit(pair[1]))
     now.consider("a mixture", best, trial)
-    best, trial = refined(now.pool, best, trial)
-    now.consider("a mixture", best, trial)
-    if trial.khat >= 0.7 or trial.share < 0.05:
-        now.story.append(f"a mixture had k-hat {trial.khat:.2f} and an effective share of {trial.share:.2f}")
-        return False
-    return now.certified("a mixture", defended(best), spare=_SPARE)
+    now.modes = len(find_modes(z, lambda z: best.log_prob(z[None])[0]))
+    bent = trial.share < _BENT and now.modes == 1 and now.target.dim >= _BENT_DIMENSIONS
+    if now.gradient and bent and _flow(now, start):
+        return True
+    return _refits(now, best, trial)
+
+
+def _refits(now: _Climb, q: Mixture, trial: Trial) -> bool:
+    for _ in range(2):  # the second time with the draws of a certificate that failed among the points
+        q, trial = refined(now.pool, q, trial)
+        now.consider("a mixture", q, trial)
+        if trial.khat >= 0.9 or trial.share < 0.05:
+            now.story.append(f"a mixture had k-hat {trial.khat:.2f} and an effective share of {trial.share:.2f}")
+            return False
+        if now.certified("a mixture", defended(q), spare=_SPARE):
+            return True
+    return False
 
 
 def _flow(now: _Climb, start: Mixture | None) -> bool:
-    if not now.gradient:
+    if not now.gradient or now.flown:
         return False
+    now.flown = True
+    now.say("flow")
     z, weights = now.pool.points(_TRIAL)
     mean = (weights[:, None] * z).sum(0)
     cov = (weights[:, None] * (z - mean)).mT @ (z - mean)
@@ -266,7 +285,7 @@ def _flow(now: _Climb, start: Mixture | None) -> bool:
     body = flow_body(now.target.dim).to(now.target.device)
     body.placed(mean, torch.linalg.cholesky(cov))
     q = FlowProposal(widened(body))  # shares the flow's weights
-    trial, before = None, 0.0
+    trial = None
     for number in range(_FLOW_ROUNDS):
         train_flow(
             body,
@@ -274,21 +293,23 @@ def _flow(now: _Climb, start: Mixture | None) -> bool:
             round_=number,
             steps=_FLOW_STEPS,
             batch=_FLOW_BATCH,
-            points=now.pool.points(2 * _TRIAL) if number else None,
+            # what draws of a flow do not reach, such as another mode, only weighted points can teach it
+            points=now.pool.points(2 * _TRIAL) if now.modes > 1 else None,
             forward_share=_FORWARD,
         )
         trial = now.pool.draw(q, _TRIAL)
-        if (trial.share > _ENOUGH_FLOW and trial.khat < 0.6) or 0 < trial.share < 1.1 * before:
+        if trial.share > _ENOUGH_FLOW and trial.khat < 0.6:
             break
-        before = trial.share
+        if number and trial.share < _HOPELESS_FLOW:
+            break
     assert trial is not None
     now.consider("a flow", q, trial)
-    if trial.khat < 0.6 and now.certified("a flow", q, spare=_SPARE):
+    if trial.khat < 0.9 and trial.share > _HOPELESS_FLOW and now.certified("a flow", q, spare=_SPARE):
         return True
     patched = patch(now.pool, q)
     trial = now.pool.draw(patched, _TRIAL)
     now.consider("a patched flow", patched, trial)
-    if trial.khat >= 0.9 or trial.share < 0.02:
+    if trial.khat >= 0.9 or trial.share < _HOPELESS_FLOW:
         now.story.append(f"a flow had k-hat {trial.khat:.2f} and an effective share of {trial.share:.2f}")
         return False
     return now.certified("a patched flow", patched, spare=_SPARE)
@@ -307,7 +328,7 @@ def _bridge(now: _Climb, start: Mixture | None) -> bool:
             q, trial = base, now.best[2]
         q, trial = refined(now.pool, q, trial, rounds=2)
         now.consider("a bridged mixture", q, trial)
-        if trial.khat < 0.7 and now.certified("a bridged mixture", defended(q), spare=_SPARE):
+        if trial.khat < 0.9 and now.certified("a bridged mixture", defended(q), spare=_SPARE):
             return True
     return False
 
@@ -375,7 +396,8 @@ def _rank(report: Report) -> tuple[int, float]:
 
 
 def _why(report: Report) -> str:
-    return f"had k-hat {report.khat:.2f} and an effective share of {report.ess_fraction:.2f}"
+    numbers = f"had k-hat {report.khat:.2f} and an effective share of {report.ess_fraction:.2f}"
+    return numbers if report.status != "suspect" else f"{numbers} ({report.sentence.split('.')[0]})"
 
 
 def _log_z(trial: Trial) -> float:
