@@ -17,8 +17,9 @@ from posterior_cases import PUBLISHED_FAMILIES
 from shown import Shown
 from visbi import BoxUniform, VIPosterior, VIPosteriorParameters, ZukoFlowType
 from visbi.core.random import seeded
-from visbi.families import FAMILY_NAMES, named_family
+from visbi.families import FAMILY_NAMES, LinkedFamily, named_family
 from visbi.families.conditional import ConditionalFamily
+from visbi.families.gaussian import GaussianBody
 from visbi.priors import coordinates
 
 shows = Shown()
@@ -575,3 +576,13 @@ def test_a_family_of_ones_own_can_be_amortised_by_name() -> None:
     posterior = VIPosterior(Seen(), prior, q=named_family("gaussian_diag", coordinates(prior)))
     config = posterior.train_amortized(*simulations(), **{**QUICK, "flow_type": None}).q.config
     assert config.flow_type == "gaussian_diag"
+
+
+def test_a_family_without_a_name_has_no_amortised_form() -> None:
+    coords = coordinates(box())
+    posterior = made(q=LinkedFamily(GaussianBody(2), coords, lambda dim: GaussianBody(dim)))
+    with pytest.raises(
+        ValueError, match=r"`flow_type`: expected one of .* no conditional form; got NoneType"
+    ):
+        fitted(posterior, flow_type=None)
+    assert fitted(posterior, flow_type="gf").q.config.flow_type == "gf"

@@ -94,6 +94,9 @@ print(settings() == before)
 def test_all_public_names_exist() -> None:
     for name in visbi.__all__:
         assert getattr(visbi, name) is not None
+    assert set(visbi.__all__) <= set(dir(visbi))
+    with pytest.raises(AttributeError, match="no attribute 'VIPosteriors'"):
+        visbi.VIPosteriors  # type: ignore[attr-defined]  # noqa: B018
 
 
 def test_nothing_tracked_points_outside() -> None:

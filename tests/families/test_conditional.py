@@ -160,3 +160,18 @@ def test_families_without_a_condition_say_which_have_one(name):
         ValueError, match=rf"`flow_type`: expected a family with an amortised.*'maf'.*got '{name}'"
     ):
         conditional(name, real_prior(2))
+
+
+def test_at_observations_it_is_a_family_without_a_condition():
+    q, x = conditional("maf", PRIORS["box"](2)), torch.randn(3, 4).double()
+    family = q.at(x)
+    draws = family.draw(5)
+    assert draws.theta.shape == (15, 2) and draws.log_q.shape == (15,)  # 5 rounds over the 3
+    torch.testing.assert_close(q.log_prob(draws.theta, x.repeat(5, 1)), draws.log_q)
+    one = q.at(x[:1])
+    theta, log_q = one.sample_and_log_prob(6)
+    torch.testing.assert_close(one.log_prob(theta), log_q)
+    assert one.log_prob(theta.reshape(2, 3, 2)).shape == (2, 3)
+    assert bool(one.support.check(theta).all()) and not bool(one.support.check(theta + 100).any())
+    with pytest.raises(ValueError, match="`q`: expected a family that can be rebuilt"):
+        family.fresh()

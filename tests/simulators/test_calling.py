@@ -82,6 +82,10 @@ def test_batched_torch(simulator, seed):
     assert detect(simulator, THETA, seed) == CallStyle(batched=True, numpy=False)
 
 
+def test_a_builtin_without_a_signature():
+    assert detect(torch.exp, THETA, 0) == CallStyle(batched=True, numpy=False)
+
+
 @pytest.mark.parametrize("simulator", [elementwise_numpy, numpy_columns])
 def test_batched_numpy(simulator):
     assert detect(simulator, THETA, 0) == CallStyle(batched=True, numpy=True)

@@ -39,7 +39,9 @@ _KHAT_MAX = 0.7
 _KHAT_HOPELESS = 1.0  # the weights have no mean
 _MIN_ESS = 1000.0
 _STABLE = 0.5
-_BEYOND = 0.05  # mass beyond the largest weights that resampled draws may lack; costs a classifier .025 at most
+_BEYOND = (
+    0.05  # mass beyond the largest weights that resampled draws may lack; costs a classifier .025 at most
+)
 _SIGMAS = 2.0  # by which k-hat is raised to bound the mass that draws of q did not reach
 _CLOSE = 0.1  # a perfect classifier between raw draws and exact ones is right at most 55 % of the time
 _BROKEN = 0.01  # share of draws at which log p may be NaN or +inf

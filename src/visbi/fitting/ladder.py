@@ -266,7 +266,9 @@ def _refits(now: _Climb, q: Mixture, trial: Trial) -> bool:
         q, trial = refined(now.pool, q, trial)
         now.consider("a mixture", q, trial)
         if trial.khat >= 0.9 or trial.share < 0.05:
-            now.story.append(f"a mixture had k-hat {trial.khat:.2f} and an effective share of {trial.share:.2f}")
+            now.story.append(
+                f"a mixture had k-hat {trial.khat:.2f} and an effective share of {trial.share:.2f}"
+            )
             return False
         if now.certified("a mixture", defended(q), spare=_SPARE):
             return True
