@@ -178,7 +178,7 @@ def test_all_state_comes_back(tmp_path: Path) -> None:
 def test_every_attribute_is_saved() -> None:
     """One that is added without a thought for saving would be lost."""
     known = {"prior", "potential_fn", "num_transforms", "hidden_features", "z_score_theta", "z_score_x"}
-    known |= {"_device", "_coords", "_state", "_x", "_map", "_method", "_family", "_warm"}
+    known |= {"_device", "_coords", "_state", "_x", "_map", "_method", "_family", "_warm", "_automatic"}
     assert vars(trained(learned())).keys() == known
 
 

@@ -21,14 +21,14 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
 from visbi.certificate.correction import WeightedDraws
-from visbi.certificate.report import FitError, Report, certify
+from visbi.certificate.report import FitError, Report, certify, recertified
 from visbi.certificate.scores import proportionality
 from visbi.certificate.weights import MIN_DRAWS
 from visbi.core.checks import finite_tensor, one_of, positive_int, violation
 from visbi.core.devices import move
-from visbi.core.random import seeded
+from visbi.core.random import fresh_seed, seeded
 from visbi.core.types import LogDensity, Seed, Shape, ZScore
-from visbi.families.base import Family
+from visbi.families.base import Family, kept_inside
 from visbi.families.custom import family_from
 from visbi.families.names import FAMILY_NAMES, named_family
 from visbi.fitting.amortized_config import AmortizedOptions, Choice
@@ -53,6 +53,7 @@ __all__ = ["VIPosterior"]
 _DEFAULT = TrainOptions.DEFAULT
 _AMORTIZED = AmortizedOptions.DEFAULT
 _CERTIFICATE_DRAWS = 50_000
+_BEFORE_AUTO = "gaussian"  # what q is until q="auto" has found another
 _POOL = 16_384  # draws of q that corrected ones are taken from, at least
 _INIT_DRAWS = 4096  # of an earlier posterior given as `init`
 _SAVED_OPTIONS = {  # plain values by their names in a file
@@ -63,6 +64,7 @@ _SAVED_OPTIONS = {  # plain values by their names in a file
     **{name: name for name in ("num_transforms", "hidden_features", "z_score_theta", "z_score_x")},
 }
 _PROPORTIONAL = 0.8  # r^2 below which a score of proportionality is poor
+_SAVED_LATER = {"automatic": False}  # options that older files lack
 _BATCH = 16_384  # potentials are evaluated in pieces of this many theta
 
 
@@ -197,10 +199,7 @@ class VIPosterior:
             raise ValueError(violation(name, "None, since this q brings its own", "some"))
         automatic = q == AUTO if isinstance(q, str) else isinstance(q, VIPosterior) and q._automatic
         if isinstance(q, str):
-            name = "gaussian" if automatic else q  # until the fit has found another
-            family: Family = named_family(
-                name, self._coords, num_transforms=self.num_transforms, hidden_features=self.hidden_features
-            )
+            family: Family = self._named(_BEFORE_AUTO if automatic else q)
         elif isinstance(q, VIPosterior):
             if isinstance(q._state, AmortizedFit):
                 expected = "a posterior that was not amortised: q(theta | x) lends no q(theta)"
@@ -221,6 +220,11 @@ class VIPosterior:
         self._automatic = automatic
         self._state, self._map = Untrained(), None
         self._warm = isinstance(q, VIPosterior)  # a warm start is not moved back to the prior
+
+    def _named(self, name: str) -> Family:
+        return named_family(
+            name, self._coords, num_transforms=self.num_transforms, hidden_features=self.hidden_features
+        )
 
     # -- the observation ---------------------------------------------------------------------------------
 
@@ -293,8 +297,7 @@ class VIPosterior:
             TypeError: an unknown keyword.
             FitError: q="auto" found nothing that can be used; it carries the report and the best fit.
         """
-        if isinstance(kwargs.get("init"), VIPosterior):
-            kwargs["init"] = kwargs["init"].sample((_INIT_DRAWS,))
+        lender = kwargs.pop("init") if isinstance(kwargs.get("init"), VIPosterior) else None
         options = TrainOptions.from_keywords(
             {
                 "n_particles": n_particles,
@@ -315,13 +318,15 @@ class VIPosterior:
         )
         x = self._state.rows(self._x_or_default(x))
         with seeded(options.seed):
+            if lender is not None:
+                options = replace(options, init=lender.sample((_INIT_DRAWS,)))
             self._fit(x, options)
             self._map = self._map if same(x, self._x) else None
             self._x = x
+            if self._automatic and self.report.status == "failed" and not options.allow_failed:
+                raise FitError(self.report, self)
             if options.quality_control:
                 self._quality_control(options.quality_control_metric)
-        if self._automatic and self.report.status == "failed" and not options.allow_failed:
-            raise FitError(self.report, self)
         return self
 
     def _fit(self, x: Tensor | None, options: TrainOptions) -> None:
@@ -342,7 +347,8 @@ class VIPosterior:
     def _find(self, problem: Problem, x: Tensor | None, options: TrainOptions) -> None:
         from visbi.fitting.auto import fit_auto, idle_options
 
-        if idle := idle_options(options):
+        idle = ["vi_method"] if self._method != METHODS[0] else []
+        if idle := [*idle, *idle_options(options)]:
             names = ", ".join(f"`{name}`" for name in idle)
             warnings.warn(f"{names}: of no use to q='auto', which takes no steps of this kind.", stacklevel=4)
         begun = self._warm or isinstance(self._state, AutoFit)
@@ -352,7 +358,8 @@ class VIPosterior:
 
     def _probe(self, log_p: LogDensity) -> None:
         """Evaluate the potential once, so that a wrong shape shows before any fit."""
-        with torch.no_grad():
+        # q="auto" starts from the same random numbers whatever q there is
+        with torch.no_grad(), seeded(fresh_seed() if self._automatic else None):
             log_p(self._family.sample((2,)))
 
     def _log_p(self, x: Tensor | None) -> LogDensity:
@@ -410,7 +417,8 @@ class VIPosterior:
             stop_after_iters: steps without a lower held-out loss that end the fit.
             show_progress_bar: show one.
             retrain_from_scratch: start from fresh weights.
-            flow_type: the family: a name of `families.CONDITIONAL_NAMES` or a `ZukoFlowType`.
+            flow_type: the family: a name of `families.CONDITIONAL_NAMES` or a `ZukoFlowType`; with q="auto"
+                "maf" unless another is named.
             num_transforms, hidden_features: layers and width of its networks.
             z_score_theta, z_score_x: its coordinates, and how x is standardised.
             params: several of the above in one value.
@@ -451,8 +459,9 @@ class VIPosterior:
             seed=seed,
         )
         choice = Choice(flow_type, num_transforms, hidden_features, z_score_theta, z_score_x)
+        family = None if self._automatic else self._family
         instance = Choice(
-            self._family, self.num_transforms, self.hidden_features, self.z_score_theta, self.z_score_x
+            family, self.num_transforms, self.hidden_features, self.z_score_theta, self.z_score_x
         )
         fit = amortize(
             (theta, x),
@@ -467,7 +476,8 @@ class VIPosterior:
         )
         if isinstance(self._state, SingleFit | AutoFit):  # q(theta) goes back to its start, if it can
             with contextlib.suppress(ValueError):
-                self._family = self._family.fresh().to(self._device)
+                fresh = self._named(_BEFORE_AUTO) if self._automatic else self._family.fresh()
+                self._family = fresh.to(self._device)
         self._state, self._map = fit, None
         return self
 
@@ -503,9 +513,16 @@ class VIPosterior:
         fit, shape = self._fitted(x), _shape(sample_shape)
         if not (fit.corrects if correct is None else correct):
             return fit.sample(shape)
-        draws = self._weighted(fit)
-        draws = self._weighted(fit, draws.needed(shape.numel()))
-        return draws.resampled(shape.numel()).reshape(*shape, *self._family.event_shape)
+        fit = _of_one_observation("correct", fit)
+        if self._coords.low.is_meta:  # no weights there
+            return fit.sample(shape)
+        seed = fresh_seed()  # one for each part: equal seeds give equal draws, whether or not the pool grows
+        with seeded(seed):
+            draws = self._weighted(fit)
+        with seeded(seed + 1):
+            draws = self._weighted(fit, draws.needed(shape.numel()))
+        with seeded(seed + 2):
+            return draws.resampled(shape.numel()).reshape(*shape, *self._family.event_shape)
 
     def weighted_sample(self, n: int = 10_000, x: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Draws of q with the weights that make them draws of the posterior.
@@ -523,16 +540,15 @@ class VIPosterior:
         n = positive_int("n", n)
         if n < MIN_DRAWS:
             raise ValueError(violation("n", f"at least {MIN_DRAWS} draws", n))
-        draws = self._weighted(self._fitted(x), n)
+        draws = self._weighted(_of_one_observation("weighted_sample", self._fitted(x)), n)
         draws = WeightedDraws(draws.theta[:n], draws.log_p[:n], draws.log_q[:n])
         return draws.theta, draws.log_weights
 
-    def _weighted(self, fit: Any, n: int = _POOL) -> WeightedDraws:
+    def _weighted(self, fit: SingleFit | AutoFit, n: int = _POOL) -> WeightedDraws:
         """At least n draws of q with their weights; those that are there are kept, and new ones with them."""
-        if isinstance(fit, AmortizedFit):
-            raise ValueError(violation("correct", "False for an amortised q", True))
-        draws, there = fit.draws, 0 if fit.draws is None else len(fit.draws.theta)
-        if n > there:
+        draws = self._state.draws if isinstance(self._state, SingleFit | AutoFit) else None
+        there = 0 if draws is None else len(draws.theta)
+        if draws is None or n > there:
             more = self._draw(fit, max(n - there, MIN_DRAWS))
             draws = more if draws is None else draws.with_(more)
             self._state = replace(fit, draws=draws)
@@ -595,9 +611,10 @@ class VIPosterior:
         fit, theta = self._fitted(x), self._theta(theta)
         with torch.set_grad_enabled(track_gradients):
             if normalized == "potential":
-                contained = self._coords.contains(theta)
-                values = self._log_p(fit.x)(theta) - self.report.log_evidence
-                return torch.where(contained, values, -torch.inf)
+                _of_one_observation("normalized", fit)
+                contained, safe = kept_inside(self._coords, theta)
+                values = self._log_p(fit.x)(safe).double() - self.report.log_evidence
+                return torch.where(contained, values, -torch.inf).to(theta.dtype)
             return fit.log_prob(theta).to(theta.dtype)
 
     def potential(self, theta: Tensor, x: Tensor | None = None, track_gradients: bool = False) -> Tensor:
@@ -698,6 +715,8 @@ class VIPosterior:
     def _certify(self, n: int) -> Report:
         state = self._state.latest(self._x)
         draws = self._draw(state, n)
+        if isinstance(state, AutoFit):
+            return recertified(state.report, draws.log_p, draws.log_q)
         doubts = [f"the fit {state.trace.stop_reason}. Give it more."] if state.trace.cut_short else []
         return certify(draws.log_p, draws.log_q, stop_reason=state.trace.stop_reason, doubts=doubts)
 
@@ -800,14 +819,15 @@ class VIPosterior:
         """
         from visbi.saving import load_parts
 
-        parts = load_parts(path, what_cannot_be_stored)
+        parts = load_parts(path, what_cannot_be_stored, options=_SAVED_OPTIONS.keys() - _SAVED_LATER.keys())
         posterior = cls.__new__(cls)
         posterior.prior, posterior.potential_fn = parts.prior, parts.potential
         posterior._coords, posterior._family = parts.coords, parts.family
         posterior._state = Untrained() if parts.fit is None else parts.fit
         posterior._x, posterior._map = parts.x, parts.map
+        options = {**_SAVED_LATER, **parts.options}
         for name, attribute in _SAVED_OPTIONS.items():
-            setattr(posterior, attribute, parts.options[name])
+            setattr(posterior, attribute, options[name])
         posterior._device, device = "cpu", posterior._device if device is None else device
         try:
             return posterior if str(device) == "cpu" else posterior.to(device)
@@ -829,13 +849,7 @@ class VIPosterior:
             self.to(now)
 
     def __repr__(self) -> str:
-        state = self._state
-        fitted = (
-            "not fitted"
-            if isinstance(state, Untrained)
-            else f"fitted by {state.method} in {state.trace.num_iters} steps"
-        )
-        return f"VIPosterior(D={self._coords.dim_theta}, {fitted})"
+        return f"VIPosterior(D={self._coords.dim_theta}, {self._state.described})"
 
     def _theta(self, theta: Any) -> Tensor:
         try:
@@ -866,6 +880,13 @@ def _observation(x: Any) -> Tensor:
 def _ignores_x(potential: BasePotential) -> bool:
     """A plain callable may have its observation inside."""
     return hasattr(potential, "potential_fn")
+
+
+def _of_one_observation(name: str, fit: SingleFit | AutoFit | AmortizedFit) -> SingleFit | AutoFit:
+    """`fit`, if it is one whose draws have weights."""
+    if isinstance(fit, AmortizedFit):
+        raise ValueError(violation(name, "a fit to one observation", "an amortised one"))
+    return fit
 
 
 def _shape(sample_shape: Shape) -> torch.Size:

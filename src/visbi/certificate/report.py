@@ -17,7 +17,7 @@ What no such certificate can see is a mode that no draw came near, and an edge b
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ from visbi.certificate.weights import (
 )
 from visbi.core.checks import violation
 
-__all__ = ["FitError", "Report", "certify"]
+__all__ = ["FitError", "Report", "certify", "recertified"]
 
 _KHAT_MAX = 0.7
 _KHAT_HOPELESS = 1.0  # the weights have no mean
@@ -70,7 +70,7 @@ class Report:
         rung: which way of the automatic fit answered, and
         story: why the earlier ones did not.
         n_values, n_gradients: evaluations of the potential during the fit, without and with gradient.
-        seconds: wall time of the fit.
+        seconds: wall time of the fit; left out of comparisons.
         seed: of the fit, or None.
     """
 
@@ -93,7 +93,7 @@ class Report:
     story: tuple[str, ...] = ()
     n_values: int = 0
     n_gradients: int = 0
-    seconds: float = math.nan
+    seconds: float = field(default=math.nan, compare=False)
     seed: int | None = None
 
     def __str__(self) -> str:
@@ -200,6 +200,23 @@ def certify(
         kl_reverse=reverse,
         kl_forward=forward,
     )
+
+
+def recertified(report: Report, log_p: Tensor, log_q: Tensor) -> Report:
+    """The certificate of an automatic fit from other draws of the same q.
+
+    Args:
+        report: what the fit said: how it went stays, and its doubts do.
+        log_p, log_q: (N,), as for `certify`.
+
+    >>> before = certify(torch.zeros(99), torch.zeros(99), doubts=["a mode may be missing."])
+    >>> recertified(before, torch.zeros(99), torch.zeros(99)).sentence
+    'a mode may be missing.'
+    """
+    doubts = [] if report.status in ("ok", "corrected") else [report.sentence]
+    fresh = certify(log_p, log_q, stop_reason=report.stop_reason, resampled=True, doubts=doubts)
+    kept = ("modes", "rung", "story", "n_values", "n_gradients", "seconds", "seed")
+    return replace(fresh, **{name: getattr(report, name) for name in kept})
 
 
 def _modes_line(modes: Sequence[Mode]) -> str:

@@ -27,8 +27,11 @@ from visbi.core.checks import violation
 
 __all__ = ["FORMAT_VERSION", "Archive", "ArchiveError", "read_archive", "write_archive"]
 
-FORMAT_VERSION = 2
-"""Of the files that this visbi writes; it reads these and all older ones. 2: amortised fits."""
+FORMAT_VERSION = 3
+"""Of the files that this visbi writes; it reads these and all older ones.
+
+2: amortised fits. 3: fits with q="auto", draws with their weights, longer reports.
+"""
 
 _FORMAT = "visbi"
 _MANIFEST, _TENSORS = "manifest.json", "tensors.safetensors"

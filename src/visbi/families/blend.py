@@ -4,7 +4,6 @@ A flow that is right where it has been trained, and a wide mixture that bounds i
 are fixed; draws have no gradient, so a blend is drawn from and evaluated, not trained by reparameterisation.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -43,7 +42,7 @@ class BlendBody(Body):
         return torch.float64
 
     def rsample_and_log_prob(self, n: int) -> tuple[Tensor, Tensor]:
-        counts = torch.distributions.Multinomial(n, self.shares).sample().long().tolist()
+        counts = self._counts(n)
         with torch.no_grad():
             parts = [
                 body.rsample_and_log_prob(count)[0].double()  # type: ignore[operator]
@@ -55,7 +54,13 @@ class BlendBody(Body):
 
     def log_prob(self, z: Tensor) -> Tensor:
         each = [
-            body.log_prob(z.to(body.dtype)).double() + math.log(share)  # type: ignore[operator,arg-type]
-            for body, share in zip(self.bodies, self.shares.tolist(), strict=True)
+            body.log_prob(z.to(body.dtype)).double()  # type: ignore[operator,arg-type]
+            for body in self.bodies
         ]
-        return torch.logsumexp(torch.stack(each), 0)
+        return torch.logsumexp(torch.stack(each) + self.shares.log()[:, None], 0)
+
+    def _counts(self, n: int) -> list[int]:
+        """How many of n draws each body gives."""
+        if self.shares.is_meta:  # no numbers there to count
+            return [n, *(0 for _ in self.bodies[1:])]
+        return torch.distributions.Multinomial(n, self.shares).sample().long().tolist()

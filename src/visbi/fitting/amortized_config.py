@@ -14,6 +14,7 @@ from visbi.core.types import Seed, ZScore
 from visbi.families.base import LinkedFamily
 from visbi.families.conditional_config import ConditionalConfig
 from visbi.families.names import CONDITIONAL_NAMES, ZukoFlowType, name_of
+from visbi.fitting.config import AUTO
 from visbi.fitting.parameters import VIPosteriorParameters, family_name
 
 __all__ = ["AmortizedOptions", "Choice", "check_simulations", "chosen_config"]
@@ -128,12 +129,15 @@ class Choice:
             expected = "a VIPosteriorParameters or None"
             raise TypeError(violation("params", expected, type(source).__name__))
         flow_type = source.q if isinstance(source, VIPosteriorParameters) else source.flow_type
+        flow_type = None if isinstance(flow_type, str) and flow_type == AUTO else flow_type
         others = {f.name: getattr(source, f.name) for f in dataclasses.fields(cls) if f.name != "flow_type"}
         return cls(flow_type, **others)
 
 
 def chosen_config(*choices: Any) -> ConditionalConfig:
     """What to build: each entry from the first of the choices that has it.
+
+    Where none names a family it is the usual one.
 
     Raises:
         ValueError: an unknown name, or a q that has none.
@@ -144,7 +148,7 @@ def chosen_config(*choices: Any) -> ConditionalConfig:
         for name, value in vars(choice).items():
             if values.get(name) is None:
                 values[name] = value
-    flow_type = values["flow_type"]
+    flow_type = VIPosteriorParameters.q if values["flow_type"] is None else values["flow_type"]
     if isinstance(flow_type, LinkedFamily):
         flow_type = name_of(flow_type)
     if not isinstance(flow_type, str | ZukoFlowType):

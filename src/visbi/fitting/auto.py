@@ -25,7 +25,7 @@ from visbi.fitting.single import Problem
 from visbi.fitting.state import AutoFit
 from visbi.fitting.target import Target
 
-__all__ = ["CONCERNS_AUTO", "fit_auto", "idle_options"]
+__all__ = ["CONCERNS_AUTO", "fit_auto", "idle_options", "no_rebuilding"]
 
 CONCERNS_AUTO = (
     "seed",
@@ -47,6 +47,8 @@ def idle_options(options: TrainOptions) -> list[str]:
     """Options that were chosen and that the automatic fit has no use for."""
     default = TrainOptions.DEFAULT
     names = [field.name for field in fields(TrainOptions) if field.name not in CONCERNS_AUTO]
+    if isinstance(options.init, str):  # of a start, only draws are of use
+        names.append("init")
     return [name for name in names if getattr(options, name) != getattr(default, name)]
 
 
@@ -66,7 +68,7 @@ def fit_auto(problem: Problem, x: Tensor | None, options: TrainOptions, *, earli
     target = Target(problem.log_p, problem.coords, budget)
     with _saying(options.show_progress_bar) as say:
         answer = climb(target, start=_start(problem, options.init, earlier), say=say)
-    family = LinkedFamily(_body(answer.q), problem.coords, _no_rebuilding)
+    family = LinkedFamily(_body(answer.q), problem.coords, no_rebuilding)
     draws = _weighted(problem, answer)
     report = replace(
         answer.report,
@@ -76,7 +78,8 @@ def fit_auto(problem: Problem, x: Tensor | None, options: TrainOptions, *, earli
         seconds=budget.seconds,
         seed=None if options.seed is None else int(options.seed),
     )
-    trace = Trace((), report.stop_reason or f"answered by {report.rung}")
+    cut_short = report.stop_reason not in ("", "interrupted")
+    trace = Trace((), report.stop_reason or f"answered by {report.rung}", cut_short=cut_short)
     return AutoFit(family.requires_grad_(False), x, trace, options, report, draws)
 
 
@@ -103,7 +106,8 @@ def _body(q: Proposal) -> Body:
     return BlendBody([_body(q.main), _body(q.rest)], torch.tensor([1.0 - q.share, q.share]))
 
 
-def _no_rebuilding(dim: int) -> Body:
+def no_rebuilding(dim: int) -> Body:
+    """In the place of what would make a body with fresh weights: ValueError, there is no such thing."""
     raise ValueError(violation("q", "a family with fresh weights", "one that the automatic fit found"))
 
 

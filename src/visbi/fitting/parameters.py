@@ -7,19 +7,24 @@ from typing import Any, get_args
 from visbi.core.checks import one_of, positive_int
 from visbi.core.types import ZScore
 from visbi.families.names import FAMILY_NAMES, ZukoFlowType
-from visbi.fitting.config import METHODS
+from visbi.fitting.config import AUTO, METHODS
 
 __all__ = ["VIPosteriorParameters", "family_name"]
 
 
-def family_name(name: str, value: Any) -> str:
+def family_name(name: str, value: Any, *, also: tuple[str, ...] = ()) -> str:
     """A family's name from one of `FAMILY_NAMES`, in any case, or from a `ZukoFlowType`.
 
+    Args:
+        name: of the argument, for the message.
+        value: the name.
+        also: names that are accepted beside them.
+
     Raises:
-        ValueError: neither; the message speaks of the argument `name`.
+        ValueError: none of these.
     """
     value = value.value if isinstance(value, ZukoFlowType) else value
-    return one_of(name, value.lower() if isinstance(value, str) else value, FAMILY_NAMES)
+    return one_of(name, value.lower() if isinstance(value, str) else value, (*also, *FAMILY_NAMES))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +32,8 @@ class VIPosteriorParameters:
     """Options of `VIPosterior`, with their defaults; in `train_amortized` they stand above the instance's.
 
     Attributes:
-        q: the variational family: a name, a `ZukoFlowType`, or what else `VIPosterior` takes. Amortised fits
-            need a name.
+        q: the variational family: "auto", a name, a `ZukoFlowType`, or what else `VIPosterior` takes. To
+            amortised fits, which need a name, "auto" is no wish.
         vi_method: the divergence of fits to one observation; amortised fits maximise the ELBO.
         num_transforms, hidden_features: layers and width of flows.
         z_score_theta: the coordinates flows live in: "none", "independent" or "structured".
@@ -50,7 +55,7 @@ class VIPosteriorParameters:
 
     def __post_init__(self) -> None:
         if isinstance(self.q, str | ZukoFlowType):
-            object.__setattr__(self, "q", family_name("q", self.q))
+            object.__setattr__(self, "q", family_name("q", self.q, also=(AUTO,)))
         one_of("vi_method", self.vi_method, METHODS)
         for name in ("num_transforms", "hidden_features"):
             object.__setattr__(self, name, positive_int(name, getattr(self, name)))

@@ -122,7 +122,8 @@ def _moments(problem: Problem, init: str | Tensor) -> tuple[Tensor, Tensor]:
     if init == "match":
         match = match_gaussian(target)
         return match.loc[0], match.cov[0]
-    return explore(target).moments()
+    loc, cov = explore(target).moments()
+    return loc[0], cov[0]
 
 
 def _objective(method: str, options: TrainOptions) -> Callable[[Family, LogDensity], Loss]:

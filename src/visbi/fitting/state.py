@@ -1,6 +1,6 @@
-"""What a posterior is at any moment: not trained, fitted to one observation, or amortised.
+"""What a posterior is at any moment: not trained, fitted to one observation, found for one, or amortised.
 
-All three answer the same questions, so that nobody needs to ask which one it is: `at(x)` is the fit for x,
+All of them answer the same questions, so that nobody needs to ask which one it is: `at(x)` is the fit for x,
 `latest(x)` the one to draw from when the question is about x but an older fit will do. Both give something
 that has `sample`, `log_prob`, `family`, `x` and `trace`.
 """
@@ -43,6 +43,7 @@ class Untrained:
         raise ValueError("This posterior has not been fitted yet: call train() or train_amortized() first.")
 
     latest = at
+    described = "not fitted"
 
     def rows(self, x: Tensor | None) -> Tensor | None:
         """x as it is."""
@@ -121,6 +122,11 @@ class SingleFit(_OneObservation):
     draws: WeightedDraws | None = None
     corrects = False
 
+    @property
+    def described(self) -> str:
+        """In a few words."""
+        return _steps_of(self.method, self.trace)
+
     def to(self, device: str | torch.device) -> "SingleFit":
         """This fit with everything but the family, which its owner moves, on `device`."""
         for entries in self.optimizer.state.values():
@@ -156,11 +162,20 @@ class AutoFit(_OneObservation):
     method: str = "auto"
     corrects = True
 
+    @property
+    def described(self) -> str:
+        """In a few words."""
+        return f"fitted by {self.method}: {self.report.rung}"
+
     def to(self, device: str | torch.device) -> "AutoFit":
         """This fit with everything but the family, which its owner moves, on `device`."""
         return replace(
             self, x=None if self.x is None else self.x.to(device), draws=_moved(self.draws, device)
         )
+
+
+def _steps_of(method: str, trace: "Trace | AmortizedTrace") -> str:
+    return f"fitted by {method} in {trace.num_iters} steps"
 
 
 def _moved(draws: Any, device: str | torch.device) -> Any:
@@ -215,6 +230,11 @@ class AmortizedFit:
     report: Any = None
     method: str = "amortised rKL"
     corrects = False
+
+    @property
+    def described(self) -> str:
+        """In a few words."""
+        return _steps_of(self.method, self.trace)
 
     def at(self, x: Tensor | None) -> "AmortizedFit":
         """This fit looked at in x (M, ...), or in a single x without the leading axis.

@@ -1,4 +1,4 @@
-"""Families: the named ones by their name and weights; of a user's own, the weights."""
+"""Families: named ones by name and weights; found ones by their body; of a user's own, the weights."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ from visbi.families.affine import AffineBody
 from visbi.families.base import Body
 from visbi.families.custom import DistributionFamily
 from visbi.families.names import OPTIONS
+from visbi.fitting.auto import no_rebuilding
 from visbi.priors.transforms import Coordinates
 from visbi.saving.modules import dataclass_kind, weights_of, with_weights
 
@@ -41,6 +42,8 @@ def _shapes(body: Body) -> dict[str, torch.Size]:
 
 
 def _linked_fields(family: LinkedFamily) -> dict[str, Any]:
+    if family.build is no_rebuilding:
+        return {"coords": family.coords, "body": family.body}
     name, options = _name_and_options(family.build)
     body, places = family.body, []
     while type(body) is AffineBody:
@@ -59,11 +62,19 @@ def _linked_fields(family: LinkedFamily) -> dict[str, Any]:
     }
 
 
-def _linked(
+def _linked(coords: Coordinates, body: Body | None = None, **named: Any) -> LinkedFamily:
+    if body is None:
+        return _named(coords, **named)
+    if not isinstance(body, Body) or body.dim != coords.dim_z:
+        raise TypeError(f"a body that is {described(body)}, not one over R^{coords.dim_z}")
+    return LinkedFamily(body, coords, no_rebuilding)
+
+
+def _named(
+    coords: Coordinates,
     name: str,
     options: dict[str, Any],
     dim: int,
-    coords: Coordinates,
     places: list[tuple[Tensor, Tensor]],
     weights: dict[str, Any],
 ) -> LinkedFamily:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import lr_scheduler
 
+from visbi.certificate.correction import WeightedDraws
 from visbi.certificate.report import Report
 from visbi.core.checks import violation
 from visbi.core.encoding import Given, Kind, Otherwise
@@ -70,6 +71,7 @@ class StoredFit:
         x, trace, method, report: as there.
         options: by name.
         optimizer, scheduler: their states, or None.
+        draws: as there.
     """
 
     x: Tensor | None
@@ -79,6 +81,7 @@ class StoredFit:
     options: dict[str, Any]
     optimizer: dict[str, Any] | None
     scheduler: dict[str, Any] | None
+    draws: WeightedDraws | None = None
 
     @classmethod
     def of(cls, fit: SingleFit, storable: Callable[[Any], bool]) -> "StoredFit":
@@ -101,7 +104,7 @@ class StoredFit:
                 stacklevel=2,
             )
             states = None, None
-        return cls(fit.x, fit.trace, fit.method, fit.report, options, *states)
+        return cls(fit.x, fit.trace, fit.method, fit.report, options, *states, fit.draws)
 
     def made(self, family: Family) -> SingleFit:
         """The fit of `family`; an optimiser or a scheduler given as None is replaced by a fresh default one.
@@ -122,7 +125,17 @@ class StoredFit:
                 raise ValueError(
                     violation("optimizer` and `scheduler", expected, f"others ({error})")
                 ) from error
-        return SingleFit(family, self.x, self.trace, options, self.method, optimizer, scheduler, self.report)
+        return SingleFit(
+            family,
+            self.x,
+            self.trace,
+            options,
+            self.method,
+            optimizer,
+            scheduler,
+            self.report,
+            self.draws,
+        )
 
 
 def _state(owner: Any) -> dict[str, Any] | None:
@@ -144,6 +157,8 @@ def _stored_fit(**fields: Any) -> StoredFit:
         raise TypeError("a fit without trace or report")
     if not (isinstance(fit.options, dict) and isinstance(fit.method, str)):
         raise TypeError("a fit without options or method")
+    if not isinstance(fit.draws, WeightedDraws | None):
+        raise TypeError("a fit with something else than draws")
     return fit
 
 

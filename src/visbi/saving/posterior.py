@@ -5,7 +5,7 @@ missing, and loading asks for it by keyword.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +33,7 @@ from visbi.potentials.base import BasePotential
 from visbi.priors import as_prior
 from visbi.priors.transforms import Coordinates
 from visbi.saving.amortized import AMORTIZED, StoredAmortizedFit
+from visbi.saving.auto import AUTOMATIC, StoredAutoFit
 from visbi.saving.coordinates import COORDINATES, CoordinatesOfPrior
 from visbi.saving.distributions import CONSTRAINTS, DISTRIBUTIONS, TRANSFORMS
 from visbi.saving.estimators import ESTIMATORS, POTENTIALS, UsersPotential
@@ -53,6 +54,7 @@ _VOCABULARY = Vocabulary(
         *FAMILIES,
         *FITS,
         *AMORTIZED,
+        *AUTOMATIC,
     ),
     names=CALLABLES,
 )
@@ -75,7 +77,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "coords": (Coordinates,),
     "potential": (BasePotential, UsersPotential),
     "family": (Family, UsersFamily),
-    "fit": (StoredFit, StoredAmortizedFit, type(None)),
+    "fit": (StoredFit, StoredAutoFit, StoredAmortizedFit, type(None)),
     "options": (dict,),
     "x": (Tensor, type(None)),
     "map": (Tensor, type(None)),
@@ -134,18 +136,21 @@ def save_parts(path: str | os.PathLike[str], parts: Parts, *, z_score: ZScore) -
     write_archive(path, Archive(_KIND, content, encoder.tensors, __version__))
 
 
-def _stored_fit(parts: Parts, transform: Given) -> StoredFit | StoredAmortizedFit | None:
+def _stored_fit(parts: Parts, transform: Given) -> StoredFit | StoredAutoFit | StoredAmortizedFit | None:
     if isinstance(parts.fit, AmortizedFit):
         return StoredAmortizedFit.of(parts.fit, parts.prior, transform)
+    if isinstance(parts.fit, AutoFit):
+        return StoredAutoFit.of(parts.fit)
     return None if parts.fit is None else StoredFit.of(parts.fit, _storable)
 
 
-def load_parts(path: str | os.PathLike[str], given: Mapping[str, Any]) -> Parts:
+def load_parts(path: str | os.PathLike[str], given: Mapping[str, Any], *, options: Iterable[str]) -> Parts:
     """Read a posterior from a file; no code in it is run.
 
     Args:
         path: the file.
         given: by keyword, what it could not store.
+        options: names of those that it must hold.
 
     Raises:
         OSError: there is no such file.
@@ -163,6 +168,8 @@ def load_parts(path: str | os.PathLike[str], given: Mapping[str, Any]) -> Parts:
         names = ("prior", "coords", "potential", "family", "fit", "options", "x", "map")
         stored = {name: decoder.decode(content[name]) for name in names}
         _check_types(stored, missing)
+        if absent := set(options) - stored["options"].keys():
+            raise LookupError(f"no options {', '.join(sorted(absent))}")
     return _assembled(stored)
 
 
@@ -208,6 +215,9 @@ def _check_types(stored: dict[str, Any], missing: Mapping[str, str]) -> None:
     for name, kinds in _TYPES.items():
         if name not in missing and not isinstance(stored[name], kinds):
             raise TypeError(f"{name} is {described(stored[name])}")
+    draws = getattr(stored["fit"], "draws", None)
+    if draws is not None and draws.theta.shape[1] != stored["coords"].dim_theta:
+        raise TypeError(f"draws of {draws.theta.shape[1]} parameters")
 
 
 def _assembled(stored: dict[str, Any]) -> Parts:
@@ -222,7 +232,7 @@ def _assembled(stored: dict[str, Any]) -> Parts:
         potential = potential.made(prior)
     if isinstance(family, UsersFamily):
         family = family.made(coords)
-    if isinstance(fit, StoredFit):
+    if isinstance(fit, StoredFit | StoredAutoFit):
         fit = fit.made(family)
     elif isinstance(fit, StoredAmortizedFit):
         fit = fit.made()
