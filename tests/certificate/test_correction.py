@@ -72,5 +72,5 @@ def test_the_dtype_of_theta_is_kept():
 @pytest.mark.parametrize("value", [-math.inf, math.nan])
 def test_nothing_to_resample(value):
     nothing = WeightedDraws(torch.zeros(50, 1), torch.full((50,), value), torch.zeros(50))
-    with pytest.raises(ValueError, match="^`log_p`: expected a finite value at one draw at least; got none"):
+    with pytest.raises(ValueError, match="`log_p`: expected a finite value"):
         nothing.resampled(3)

@@ -117,9 +117,7 @@ class TestDraws:
 
     def test_each_fit_draws_its_own(self):
         q = known([1.0], [[5.0, 5.0]])
-        both = Mixture(
-            q.log_weights.expand(2, -1), torch.cat([q.loc, -q.loc]), q.tril.expand(2, -1, -1, -1)
-        )
+        both = Mixture(q.log_weights.expand(2, -1), torch.cat([q.loc, -q.loc]), q.tril.expand(2, -1, -1, -1))
         z = both.sample(500)
         assert bool((z[0] > 0).all() and (z[1] < 0).all()) and z.shape == (2, 500, 2)
 

@@ -68,8 +68,7 @@ def test_weights_are_those_of_the_balance_heuristic():
         pool.draw(q, n)
     assert pool.z is not None
     mixed = sum(
-        n / 190 * q.log_prob(pool.z[None])[0].exp()
-        for q, n in zip(PROPOSALS, (30, 50, 70, 40), strict=True)
+        n / 190 * q.log_prob(pool.z[None])[0].exp() for q, n in zip(PROPOSALS, (30, 50, 70, 40), strict=True)
     )
     torch.testing.assert_close(pool.log_w(), EXACT.log_prob(pool.z[None])[0] + LOG_Z - mixed.log())
 
