@@ -138,7 +138,8 @@ def test_draws_where_the_potential_is_not_finite_weigh_nothing():
     pool = pool_of()
     inner = pool.target._log_p
     pool.target._log_p = lambda theta: torch.where(theta[:, 0] > 0, inner(theta), torch.nan)
-    pool.draw(PROPOSALS[2], 4000)
+    trial = pool.draw(PROPOSALS[2], 4000)
+    assert torch.equal(trial.ell == -math.inf, trial.z[:, 0] <= 0)
     z, _ = pool.points(1000)
     assert bool((z[:, 0] > 0).all())
     assert evidence(pool) == pytest.approx(LOG_Z + math.log(0.75), abs=0.15)
