@@ -14,7 +14,7 @@ from torch.distributions import (
     StudentT,
 )
 
-from visbi.certificate import Report, certify
+from visbi.certificate import FitError, Mode, Report, certify
 
 N = 50_000
 
@@ -225,3 +225,124 @@ class TestReport:
                 certify(log_p, log_q)
         with pytest.raises(ValueError, match="at least 25"):
             certify(torch.zeros(10), torch.zeros(10))
+
+
+class TestResampled:
+    """Draws that are resampled with the weights before they are used."""
+
+    @pytest.mark.parametrize(("dim", "sd"), [(1, 0.7), (5, 0.9), (20, 0.95), (1, 1.5), (1, 3.0)])
+    def test_sound_weights_mend(self, dim, sd):
+        found = report(gaussian(dim), gaussian(dim, sd), resampled=True)
+        assert found.status == "corrected"
+        assert (
+            found.sentence == "raw draws of q differ visibly from the posterior; resampled ones can be used."
+        )
+        assert found.khat < 0.7 and found.total_variation > 0.05
+
+    def test_a_good_fit_needs_no_correction(self):
+        assert report(gaussian(), gaussian(sd=1.05), resampled=True).status == "ok"
+
+    def test_unsound_weights_do_not_mend(self):
+        for p, q in ((gaussian(5), gaussian(5, 0.4)), (mixture(0.5, 4.0, 1.0), gaussian())):
+            found = report(p, q, resampled=True)
+            assert found.status in ("suspect", "failed") and found.khat > 0.7
+
+    @pytest.mark.parametrize("n", [400, 1500])
+    def test_few_draws_do_not_mend(self, n):
+        assert report(gaussian(5), gaussian(5, 2.0), n=n, resampled=True).status == "suspect"
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf])
+    def test_a_broken_potential_is_not_mended(self, value):
+        theta = torch.randn(10_000, dtype=torch.float64)
+        log_p = -0.5 * theta.square() / 1.5
+        log_p[:300] = value
+        found = certify(log_p, Normal(0.0, 1.0).log_prob(theta), resampled=True)
+        assert found.status == "suspect" and "NaN or +inf" in found.sentence
+
+
+class TestDoubts:
+    @pytest.mark.parametrize("sd", [1.0, 1.5])
+    def test_they_make_good_fits_suspect(self, sd):
+        plain = report(gaussian(), gaussian(sd=sd), resampled=True)
+        found = report(gaussian(), gaussian(sd=sd), resampled=True, doubts=["a first one.", "a second one."])
+        assert plain.status in ("ok", "corrected")
+        assert (found.status, found.sentence) == ("suspect", "a first one.")
+        assert report(gaussian(), gaussian(sd=sd), resampled=True, doubts=()).status == plain.status
+
+    def test_what_is_worse_keeps_its_own_sentence(self):
+        for q in (gaussian(5, 0.4), gaussian(5, 0.2)):
+            theta = q.sample((N,))
+            log_p, log_q = gaussian(5).log_prob(theta), q.log_prob(theta)
+            plain, doubted = certify(log_p, log_q), certify(log_p, log_q, doubts=["mine."])
+            assert plain.status in ("suspect", "failed")
+            assert (doubted.status, doubted.sentence) == (plain.status, plain.sentence)
+
+
+class TestDivergences:
+    @pytest.mark.parametrize("sd", [0.8, 1.0, 1.3])
+    def test_they_are_those_of_gaussians(self, sd):
+        found = report(gaussian(2), gaussian(2, sd), shift=7.0)
+        reverse = 2 * (0.5 * sd**2 - 0.5 - math.log(sd))
+        forward = 2 * (0.5 / sd**2 - 0.5 + math.log(sd))
+        assert found.kl_reverse == pytest.approx(reverse, abs=0.01)
+        assert found.kl_forward == pytest.approx(forward, abs=0.02)
+
+    def test_p_of_zero_somewhere(self):
+        theta = torch.randn(N, dtype=torch.float64)
+        log_q = Normal(0.0, 1.0).log_prob(theta)
+        found = certify(torch.where(theta > 0, log_q, -math.inf), log_q)
+        assert found.kl_reverse == math.inf and found.kl_forward == pytest.approx(math.log(2), abs=0.02)
+
+
+class TestWhatAFitAdds:
+    def full(self, **changes) -> Report:
+        modes = (Mode(0.7, (1.0, -2.5)), Mode(0.3, (0.123456, 4e5)))
+        made = report(gaussian(), gaussian(sd=1.5), resampled=True, stop_reason="interrupted")
+        return dataclasses.replace(
+            made,
+            n_nonfinite=3,
+            modes=modes,
+            rung="a mixture",
+            story=("a Gaussian had an effective share of 0.10", "a flow was no better"),
+            n_values=1234,
+            n_gradients=567,
+            seconds=3.21,
+            seed=5,
+            **changes,
+        )
+
+    def test_all_of_it_fits_in_ten_lines(self):
+        lines = str(self.full()).splitlines()
+        assert len(lines) <= 10
+        for piece in (
+            "corrected: raw draws",
+            "2 modes of weights 0.70, 0.30 at (1, -2.5), (0.123, 4e+05)",
+            "answered by a mixture; before: a Gaussian had an effective share of 0.10; a flow was no better",
+            "1234 evaluations of the potential, 567 more with gradient, 3.2 s, seed 5",
+            "potential not finite at 3 draws",
+            "fit ended: interrupted",
+        ):
+            assert piece in str(self.full())
+        assert "KL(q, p)" in lines[2] and "KL(p, q)" in lines[2]
+
+    def test_what_is_not_there_is_not_said(self):
+        text = str(report(gaussian(), gaussian()))
+        for piece in ("mode", "answered", "evaluations", "seed", "ended", "finite"):
+            assert piece not in text
+        assert "seed" not in str(dataclasses.replace(self.full(), seed=None))
+        assert "before" not in str(dataclasses.replace(self.full(), story=()))
+
+    def test_one_mode_and_many(self):
+        one = dataclasses.replace(self.full(), modes=(Mode(1.0, (0.0,)),))
+        assert "one mode" in str(one)
+        many = dataclasses.replace(self.full(), modes=tuple(Mode(0.05, (float(i),)) for i in range(20)))
+        (line,) = [line for line in str(many).splitlines() if "modes" in line]
+        assert line == "20 modes of weights " + ", ".join(["0.05"] * 8) + " and 12 more"
+        wide = dataclasses.replace(self.full(), modes=(Mode(0.5, (0.0,) * 9), Mode(0.5, (1.0,) * 9)))
+        assert "2 modes of weights 0.50, 0.50\n" in str(wide)
+
+    def test_an_error_carries_it(self):
+        made, posterior = self.full(), object()
+        error = FitError(made, posterior)
+        assert error.report is made and error.posterior is posterior
+        assert str(made) in str(error) and "allow_failed=True" in str(error)

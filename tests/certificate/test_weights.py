@@ -8,6 +8,7 @@ from scipy import stats
 from torch import Tensor
 
 from visbi.certificate import (
+    divergences,
     effective_sample_size,
     log_evidence,
     pareto_smooth,
@@ -307,3 +308,34 @@ class TestResample:
         torch.manual_seed(4)
         assert torch.equal(resample(log_w, 50), first)
         assert not torch.equal(resample(log_w, 50), first)
+
+
+class TestDivergences:
+    @pytest.mark.parametrize(("s", "m"), [(0.8, 0.0), (1.0, 0.5), (1.4, -0.3)])
+    def test_of_gaussians(self, s, m):
+        reverse, forward = divergences(gaussian_weights(s, m=m))
+        assert reverse == pytest.approx(0.5 * (s**2 + m**2 - 1) - math.log(s), abs=0.015)
+        assert forward == pytest.approx(0.5 * ((1 + m**2) / s**2 - 1) + math.log(s), abs=0.03)
+
+    @pytest.mark.parametrize("shift", [1e4, -1e8])
+    def test_a_constant_changes_nothing(self, shift):
+        log_w = gaussian_weights(0.8, 1000)
+        assert divergences(log_w + shift) == pytest.approx(divergences(log_w), abs=1e-6)
+
+    def test_never_negative(self):
+        for n in (30, 1000):
+            assert min(min(divergences(1e-6 * torch.randn(n).double())) for _ in range(50)) >= 0.0
+
+    def test_zero_weights(self):
+        log_w = torch.zeros(1000)
+        log_w[:250] = -math.inf
+        reverse, forward = divergences(log_w)
+        assert reverse == math.inf and forward == pytest.approx(math.log(1 / 0.75))
+
+    @pytest.mark.parametrize("value", [-math.inf, math.nan])
+    def test_no_weights(self, value):
+        assert divergences(torch.full((100,), value)) == (math.inf, math.inf)
+
+    def test_few_weights(self):
+        with pytest.raises(ValueError, match="at least 25"):
+            divergences(torch.zeros(10))

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
-from visbi.fitting.explore import explore
+from visbi.fitting.explore import StandardNormal, drift, explore
+from visbi.fitting.mixture import Mixture
 from visbi.fitting.target import Target, log_standard_normal
 from visbi.priors import BoxUniform, coordinates
 
@@ -36,7 +37,7 @@ def test_four_modes_with_their_masses_and_evidence():
     for seed in range(4):
         torch.manual_seed(seed)
         found, target = explored(four_modes, BOX)
-        theta = coordinates(BOX).to_theta(found.z)[0]
+        theta = coordinates(BOX).to_theta(found.z[0])[0]
         nearest = torch.cdist(theta, CENTRES)
         assert float((nearest.min(1).values < 2.5).double().mean()) > 0.98
         masses.append(torch.bincount(nearest.argmin(1), minlength=4) / 1024)
@@ -54,9 +55,12 @@ def test_what_is_kept():
     torch.manual_seed(0)
     found, target = explored(four_modes, BOX, 200)
     steps = len(found.betas)
-    assert found.z.shape == (200, 2) and found.relative.shape == (200,)
-    assert found.history_z.shape == (steps, 200, 2) and found.history_relative.shape == (steps, 200)
-    assert found.betas[0] == 0 and found.betas[-1] == 1 and bool((found.betas.diff() > 0).all())
+    assert found.z.shape == (1, 200, 2) and found.relative.shape == found.ell.shape == (1, 200)
+    assert found.history_z.shape == (steps, 1, 200, 2) and found.history_relative.shape == (steps, 1, 200)
+    assert found.betas.shape == found.log_evidences.shape == (steps, 1)
+    assert found.betas[0] == 0 and found.betas[-1] == 1 and bool((found.betas.diff(dim=0) > 0).all())
+    assert found.log_evidences[0] == 0 and torch.equal(found.log_evidences[-1], found.log_evidence)
+    torch.testing.assert_close(found.ell, target.value(found.z))
     assert torch.equal(found.history_z[-1], found.z)
     assert torch.equal(found.history_relative[-1], found.relative)
     flat = found.history_z.reshape(-1, 2)
@@ -69,7 +73,7 @@ def test_what_is_kept():
 def test_each_temperature_leaves_half_the_particles_worth():
     torch.manual_seed(0)
     found, _ = explored(four_modes, BOX, 400)
-    steps = zip(found.betas.diff(), found.history_relative[:-1], strict=True)
+    steps = zip(found.betas[:, 0].diff(), found.history_relative[:-1, 0], strict=True)
     shares = [float(torch.softmax(b * r, 0).square().sum().reciprocal()) / 400 for b, r in steps]
     assert all(share == pytest.approx(0.5, abs=1e-3) for share in shares[:-1]) and shares[-1] >= 0.5 - 1e-3
 
@@ -82,16 +86,16 @@ def test_a_gaussian_is_met_in_its_moments(dim):
     found, _ = explored(exact.log_prob, standard(dim))
     mean, cov = found.moments()
     sd = exact.variance.sqrt()
-    assert mean.shape == (dim,) and cov.shape == (dim, dim)
-    torch.testing.assert_close(mean, loc, atol=0.25 * float(sd[0]), rtol=0)
-    torch.testing.assert_close(cov, exact.covariance_matrix, atol=0.3 * float(sd[0]) ** 2, rtol=0)
+    assert mean.shape == (1, dim) and cov.shape == (1, dim, dim)
+    torch.testing.assert_close(mean[0], loc, atol=0.25 * float(sd[0]), rtol=0)
+    torch.testing.assert_close(cov[0], exact.covariance_matrix, atol=0.3 * float(sd[0]) ** 2, rtol=0)
     assert abs(found.log_evidence) < (0.3 if dim == 1 else 1.0)
 
 
 def test_the_prior_itself_takes_one_step():
     found, _ = explored(standard(3).log_prob, standard(3), 256)
-    assert found.betas.tolist() == [0.0, 1.0]
-    assert found.log_evidence == pytest.approx(0.0, abs=1e-9)
+    assert found.betas.tolist() == [[0.0], [1.0]]
+    assert float(found.log_evidence) == pytest.approx(0.0, abs=1e-9)
     assert not torch.equal(found.z, found.history_z[0])
 
 
@@ -101,7 +105,7 @@ def test_shift_of_the_potential_only_shifts_the_evidence():
     torch.manual_seed(0)
     shifted, _ = explored(lambda theta: four_modes(theta) + 1e4, BOX, 128)
     torch.testing.assert_close(shifted.z, plain.z, rtol=1e-6, atol=1e-6)
-    assert shifted.log_evidence == pytest.approx(plain.log_evidence + 1e4, abs=1e-5)
+    assert float(shifted.log_evidence) == pytest.approx(float(plain.log_evidence) + 1e4, abs=1e-5)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -113,19 +117,206 @@ def test_regions_where_the_potential_is_not_finite(bad):
 
     torch.manual_seed(0)
     found, target = explored(log_p, standard(2), 512)
-    assert target.n_nonfinite > 0 and bool((found.z[:, 0] > 0.8).all())
+    assert target.n_nonfinite > 0 and bool((found.z[..., 0] > 0.8).all())
     inside = 0.5 * math.erfc(0.8 / math.sqrt(2))
-    assert found.log_evidence == pytest.approx(math.log(inside), abs=0.25)
+    assert float(found.log_evidence) == pytest.approx(math.log(inside), abs=0.25)
     mean = math.exp(-0.32) / math.sqrt(2 * math.pi) / inside
-    assert float(found.z[:, 0].mean()) == pytest.approx(mean, abs=0.1)
+    assert float(found.z[..., 0].mean()) == pytest.approx(mean, abs=0.1)
 
 
 def test_few_particles_are_enough_to_run():
     found, _ = explored(four_modes, BOX, 8)
-    assert found.z.shape == (8, 2) and math.isfinite(found.log_evidence)
+    assert found.z.shape == (1, 8, 2) and math.isfinite(found.log_evidence)
 
 
 def test_a_potential_that_is_nowhere_finite_ends():
     found, target = explored(lambda theta: theta[:, 0] * math.nan, standard(2), 32)
-    assert found.betas.tolist() == [0.0, 1.0] and bool(found.z.isfinite().all())
+    assert found.betas.tolist() == [[0.0], [1.0]] and bool(found.z.isfinite().all())
     assert target.n_nonfinite == target.n_gradients
+
+
+# -- several populations, bases, weights, and moves without gradient --------------------------------------
+
+
+class Given:
+    """A mixture of Gaussians as the base."""
+
+    def __init__(self, q):
+        self.q = q
+
+    def sample(self, fits, n, like):
+        return self.q.sample(fits * n).reshape(fits, n, -1)
+
+    def log_prob_and_score(self, z):
+        log_q, score = self.q.log_prob_and_score(z.reshape(1, -1, z.shape[-1]))
+        return log_q.reshape(z.shape[:-1]), score.reshape(z.shape)
+
+
+def two_gaussians(shares, centres, sd):
+    loc = torch.tensor(centres, dtype=torch.float64)[None]
+    cov = sd**2 * torch.eye(loc.shape[-1], dtype=torch.float64).expand(1, loc.shape[1], -1, -1)
+    return Mixture.of(torch.tensor(shares, dtype=torch.float64)[None].log(), loc, cov)
+
+
+def target_of(q, shift=0.0):
+    dim = q.loc.shape[-1]
+    return Target(lambda theta: q.log_prob(theta[None])[0] + shift, coordinates(standard(dim)))
+
+
+def weighted_moments(found):
+    z, log_w = found.weighted()
+    w = log_w.softmax(1)[..., None]
+    mean = (w * z).sum(1)
+    return mean, (w * (z - mean[:, None]).square()).sum(1)
+
+
+NARROW = two_gaussians([1.0], [[1.0, -0.5]], 0.2)
+
+
+def test_populations_agree_with_single_ones():
+    together = explore(target_of(NARROW, 2.0), 256, fits=16)
+    single = [explore(target_of(NARROW, 2.0), 256) for _ in range(16)]
+    assert together.z.shape == (16, 256, 2) and together.log_evidence.shape == (16,)
+    assert together.acceptance.shape == (16,)
+    for evidences in (together.log_evidence, torch.cat([found.log_evidence for found in single])):
+        # the estimate is unbiased on the scale of Z; one of them has an error of about .15
+        assert float((evidences - 2.0).exp().mean()) == pytest.approx(1.0, abs=0.2)
+        assert 0.03 < float(evidences.std()) < 0.5
+    for z in (together.z, torch.cat([found.z for found in single])):
+        torch.testing.assert_close(z.mean((0, 1)), NARROW.loc[0, 0], atol=0.02, rtol=0)
+        torch.testing.assert_close(z.flatten(0, 1).std(0), torch.full((2,), 0.2).double(), atol=0.02, rtol=0)
+    between = together.z.mean(1).std(0)  # populations know nothing of each other
+    assert bool((between > 0.2 / 16 / 3).all() and (between < 0.2 / 16 * 5).all())
+
+
+def test_each_population_has_its_own_temperatures():
+    """One starts at the posterior, the other far from it."""
+    exact = target_of(NARROW)
+
+    class Two(StandardNormal):
+        def sample(self, fits, n, like):
+            near = NARROW.sample(n)
+            return torch.cat([near, 1.0 + 0 * near + torch.randn(1, n, 2, dtype=torch.float64)])
+
+        def log_prob_and_score(self, z):
+            near, far = NARROW.log_prob_and_score(z[:1]), two_gaussians([1.0], [[1.0, 1.0]], 1.0)
+            far = far.log_prob_and_score(z[1:])
+            return torch.cat([near[0], far[0]]), torch.cat([near[1], far[1]])
+
+    found = explore(exact, 512, fits=2, base=Two(2))
+    assert found.betas[1, 0] == 1 and found.betas[1, 1] < 1
+    assert bool((found.betas[1:, 0] == 1).all()) and bool((found.betas[-1] == 1).all())
+    assert bool((found.betas.diff(dim=0) >= 0).all()) and len(found.betas) > 3
+    torch.testing.assert_close(found.log_evidence, torch.zeros(2).double(), atol=0.35, rtol=0)
+    assert abs(float(found.log_evidence[0])) < 1e-9
+    torch.testing.assert_close(found.z.mean(1), NARROW.loc[0].expand(2, -1), atol=0.05, rtol=0)
+    mean, variance = weighted_moments(found)
+    torch.testing.assert_close(mean, NARROW.loc[0].expand(2, -1), atol=0.04, rtol=0)
+    torch.testing.assert_close(variance, torch.full((2, 2), 0.04).double(), atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize("gradient", [True, False])
+@pytest.mark.parametrize(
+    "q",
+    [
+        two_gaussians([1.0], [[1.0, -0.5, 0.0]], 0.3),
+        two_gaussians([0.5, 0.5], [[1.5, 0.0, 0.0], [-1.5, 0.0, 0.0]], 0.4),
+    ],
+    ids=["one mode", "two modes"],
+)
+def test_weighted_particles_have_the_moments_of_the_posterior(q, gradient):
+    found = explore(target_of(q, 1.0), 512, fits=6, gradient=gradient)
+    z, log_w = found.weighted()
+    assert z.shape == (6, 512 * len(found.betas), 3) and log_w.shape == z.shape[:2]
+    mean, variance = weighted_moments(found)
+    exact = q.sample(200_000)[0]
+    torch.testing.assert_close(mean.mean(0), exact.mean(0), atol=0.1, rtol=0)
+    second = variance + mean.square()  # two modes' masses wander; the second moment does not
+    torch.testing.assert_close(second.mean(0), exact.square().mean(0), atol=0.03, rtol=0.05)
+    evidence = torch.logsumexp(log_w, 1) - math.log(z.shape[1])
+    torch.testing.assert_close(evidence, found.log_evidence, atol=0.2, rtol=0)
+    assert float((evidence - 1.0).exp().mean()) == pytest.approx(1.0, abs=0.25)
+
+
+def test_weights_are_one_where_the_path_is_short():
+    found = explore(target_of(two_gaussians([1.0], [[0.0, 0.0]], 1.0), 3.0), 64)
+    torch.testing.assert_close(found.weighted()[1], torch.full((1, 128), 3.0).double())
+
+
+def test_a_likelihood_in_steps_is_walked():
+    """floor(3 z) has no gradient; under z ~ N(0, 1) the evidence is a sum."""
+
+    def log_p(theta):
+        return standard(1).log_prob(theta) + (3 * theta[:, 0]).floor().clamp(-30, 30)
+
+    found = explore(Target(log_p, coordinates(standard(1))), 512, fits=8, gradient=False)
+    edges = torch.arange(-30, 32, dtype=torch.float64) / 3
+    mass = torch.special.ndtr(edges).diff()
+    steps = torch.arange(-30, 31, dtype=torch.float64)
+    exact = torch.logsumexp(steps + mass.log(), 0)
+    assert float((found.log_evidence - exact).exp().mean()) == pytest.approx(1.0, abs=0.15)
+    shares = torch.softmax(steps + mass.log(), 0)
+    step = (3 * found.z[..., 0]).floor()
+    torch.testing.assert_close(step.mean(), (shares * steps).sum(), atol=0.2, rtol=0)
+
+
+def test_without_gradient_none_is_asked_for():
+    target = target_of(NARROW)
+    explore(target, 64, gradient=False)
+    assert target.n_gradients == 0 and target.n_values > 0
+
+
+def test_a_bridge_leaves_an_exact_q_as_it_is():
+    q = two_gaussians([0.7, 0.3], [[1.5, 0.0], [-1.5, 0.5]], 0.4)
+    found = explore(target_of(q, 1.3), 4096, base=Given(q))
+    assert found.betas.tolist() == [[0.0], [1.0]]
+    assert float(found.log_evidence) == pytest.approx(1.3, abs=1e-9)
+    torch.testing.assert_close(found.relative, torch.full((1, 4096), 1.3).double())
+    share = float((found.z[..., 0] > 0).double().mean())
+    assert share == pytest.approx(0.7, abs=0.03)
+    right = found.z[found.z[..., 0] > 0]
+    torch.testing.assert_close(right.mean(0), torch.tensor([1.5, 0.0]).double(), atol=0.04, rtol=0)
+    torch.testing.assert_close(right.std(0), torch.full((2,), 0.4).double(), atol=0.03, rtol=0)
+
+
+def test_a_bridge_from_a_q_that_is_off():
+    q = two_gaussians([1.0], [[0.6, -0.5]], 0.4)
+    found = explore(target_of(NARROW, 1.0), 2048, base=Given(q))
+    assert float(found.log_evidence) == pytest.approx(1.0, abs=0.15)
+    torch.testing.assert_close(found.z[0].mean(0), NARROW.loc[0, 0], atol=0.03, rtol=0)
+    torch.testing.assert_close(found.z[0].std(0), torch.full((2,), 0.2).double(), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("gradient", [True, False])
+@pytest.mark.parametrize("dim", [1, 2, 10])
+def test_exact_draws_do_not_drift(dim, gradient):
+    q = two_gaussians([1.0], [[0.5] * dim], 0.5)
+    found = [
+        drift(target_of(q, 5.0), q.sample(512)[0], lambda z: q.log_prob(z[None])[0], gradient=gradient)
+        for _ in range(3)
+    ]
+    assert max(found) < 5
+
+
+@pytest.mark.parametrize("gradient", [True, False])
+def test_exact_draws_of_a_posterior_do_not_drift_however_wrong_q_is(gradient):
+    """The mean of log-weights is stationary, whatever q."""
+    q = two_gaussians([1.0], [[0.4, -0.5]], 0.5)
+    for _ in range(3):
+        z = NARROW.sample(1024)[0]
+        assert drift(target_of(NARROW), z, lambda z: q.log_prob(z[None])[0], gradient=gradient) < 5
+
+
+@pytest.mark.parametrize("gradient", [True, False])
+def test_draws_walk_to_what_q_misses_next_to_them(gradient):
+    """q is one half of a Gaussian cut in two, smoothly; its draws are exact there."""
+    whole = standard(2)
+
+    def log_q(z):
+        return math.log(2) + whole.log_prob(z) + torch.nn.functional.logsigmoid(20 * z[:, 0])
+
+    z = torch.randn(1024, 2, dtype=torch.float64)
+    z[:, 0] = z[:, 0].abs()
+    target = Target(whole.log_prob, coordinates(whole))
+    assert drift(target, z, log_q, gradient=gradient) > 5
+    assert drift(target, torch.randn_like(z), whole.log_prob, gradient=gradient) == 0.0

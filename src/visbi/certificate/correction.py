@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from visbi.certificate.weights import effective_sample_size, pareto_smooth, resample
+from visbi.core.checks import violation
 
 __all__ = ["WeightedDraws"]
 
@@ -34,20 +35,22 @@ class WeightedDraws:
 
     @cached_property
     def log_weights(self) -> Tensor:
-        """(N,) logarithms of the smoothed weights; the weights add up to one."""
+        """(N,) logarithms of the smoothed weights; the weights add up to one (uniform where none is finite)."""
         return pareto_smooth(self.log_p - self.log_q)[0]
 
     def resampled(self, n: int) -> Tensor:
         """n draws of the posterior, (n, D), as far as the weights can mend q.
 
         Raises:
-            ValueError: no weight is above zero.
+            ValueError: log p - log q is finite at no draw.
 
         >>> theta = torch.linspace(-3, 3, 101)[:, None]
         >>> draws = WeightedDraws(theta, -50.0 * theta[:, 0].square(), torch.zeros(101))
         >>> bool(draws.resampled(10).abs().max() < 1)
         True
         """
+        if not bool(torch.isfinite(self.log_p - self.log_q).any()):
+            raise ValueError(violation("log_p", "a finite value at one draw at least", "none"))
         return self.theta[resample(self.log_weights, n)]
 
     def needed(self, n: int) -> int:

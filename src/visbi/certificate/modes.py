@@ -4,7 +4,8 @@ Two draws belong to one mode if the density does not dip between them. Every dra
 nearest denser neighbours to which a straight line leads without a dip of more than `_DIP` nats below its
 lower end; what hangs together is a mode (single linkage over a density, as in Chazal, Guibas, Oudot,
 Skraba: Persistence-based clustering. 2013). Bent and funnel-shaped modes stay whole, because their lines
-are short.
+are short. The least dense tenth of the draws may lie in the valley between two modes: each of them joins the
+nearest such neighbour alone, and so connects nothing.
 """
 
 from collections.abc import Callable
@@ -17,6 +18,7 @@ __all__ = ["Mode", "find_modes"]
 
 _DIP = 1.0
 _NEIGHBOURS = 6
+_VALLEY = 0.1  # share of the draws, the least dense ones, that connect nothing
 _STEPS = 9  # points on a line, ends left out
 _SMALLEST = 0.01  # share below which a mode is not told from stray draws
 _DRAWS = 600
@@ -79,12 +81,16 @@ def _links(z: Tensor, level: Tensor, log_density: Callable[[Tensor], Tensor]) ->
     denser = torch.ones(n, n, dtype=torch.bool, device=z.device).tril(-1)
     distance = torch.where(denser, distance, torch.inf)
     near, index = distance.topk(min(_NEIGHBOURS, n), largest=False)
-    i, j = torch.where(torch.isfinite(near))[0], index[torch.isfinite(near)]
+    there = torch.isfinite(near)
+    i, j = torch.where(there)[0], index[there]
     t = torch.linspace(0, 1, _STEPS + 2, dtype=z.dtype, device=z.device)[1:-1, None, None]
     line = z[i] + t * (z[j] - z[i])
     lowest = log_density(line.reshape(-1, d)).reshape(_STEPS, -1).amin(0)
-    flat = lowest > torch.minimum(level[i], level[j]) - _DIP
-    return list(zip(i[flat].tolist(), j[flat].tolist(), strict=True))
+    flat = torch.zeros_like(there)
+    flat[there] = lowest > torch.minimum(level[i], level[j]) - _DIP
+    low = torch.arange(n, device=z.device) >= (1 - _VALLEY) * n
+    flat &= ~low[:, None] | (flat.cumsum(1) == 1)
+    return list(zip(torch.where(flat)[0].tolist(), index[flat].tolist(), strict=True))
 
 
 def _joined(n: int, links: list[tuple[int, int]]) -> Tensor:

@@ -1,10 +1,10 @@
 """The certificate: numbers about q and what they mean, in one frozen report.
 
 A verdict needs more than one number. An effective sample size from few draws is optimistic, so the draws
-are many, and the ESS of all of them is compared with that of a quarter (of smoothed weights: one raw
-weight may halve it by chance): a share that falls as draws are added is the mark of a tail not yet seen. And a k-hat above .7 condemns the weights, but q only by the mass
-that its tail may hold: what draws saw, and what the tail holds beyond them if k-hat is two standard errors
-higher.
+are many, and the ESS of all of them is compared with that of a quarter (of smoothed weights: one raw weight
+may halve it by chance): a share that falls as draws are added is the mark of a tail not yet seen. And a
+k-hat above .7 condemns the weights, but q only by the mass that its tail may hold: what draws saw, and what
+the tail holds beyond them if k-hat is two standard errors higher.
 
 status
     ok         draws of q may be used as they are: q is within total variation `_CLOSE` of p

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from visbi.core.checks import same_length
+from visbi.core.checks import same_length, violation
 from visbi.families.base import Body
 
 __all__ = ["BlendBody"]
@@ -22,6 +22,9 @@ class BlendBody(Body):
         bodies: at least one.
         shares: (B,), positive; normalised.
 
+    Raises:
+        ValueError: no bodies, or of unlike dimensions; another number of shares, or shares that are not positive.
+
     >>> from visbi.families.gaussian import GaussianBody
     >>> body = BlendBody([GaussianBody(2), GaussianBody(2)], torch.tensor([0.9, 0.1]))
     >>> z, log_q = body.rsample_and_log_prob(3)
@@ -32,8 +35,15 @@ class BlendBody(Body):
     shares: Tensor
 
     def __init__(self, bodies: Sequence[Body], shares: Tensor) -> None:
+        if not bodies:
+            raise ValueError(violation("bodies", "at least one", "none"))
         super().__init__(bodies[0].dim)
+        dims = sorted({body.dim for body in bodies})
+        if len(dims) > 1:
+            raise ValueError(violation("bodies", "bodies of one dimension", " and ".join(map(str, dims))))
         same_length("bodies", torch.empty(len(bodies)), "shares", shares)
+        if not bool((shares > 0).all()):
+            raise ValueError(violation("shares", "positive numbers", shares.tolist()))
         self.bodies = nn.ModuleList(bodies)
         self.register_buffer("shares", shares.detach().double() / shares.sum())
 

@@ -40,7 +40,7 @@ class WidenedBody(Body):
 
     def __init__(self, inner: CouplingBody, *, scales: Sequence[float], shares: Sequence[float]) -> None:
         super().__init__(inner.dim)
-        if len(scales) != len(shares) or not all(value > 0 for value in (*scales, *shares)):
+        if not 0 < len(scales) == len(shares) or not all(value > 0 for value in (*scales, *shares)):
             expected = "as many positive numbers as each other"
             raise ValueError(violation("scales` and `shares", expected, f"{scales} and {shares}"))
         self.inner = inner
@@ -52,7 +52,7 @@ class WidenedBody(Body):
         return torch.float64
 
     def rsample_and_log_prob(self, n: int) -> tuple[Tensor, Tensor]:
-        which = torch.multinomial(self.shares, n, replacement=True)
+        which = torch.bucketize(torch.rand(n).to(self.shares), self.shares.cumsum(0)[:-1])
         u = self.scales[which, None] * torch.randn(
             n, self.dim, dtype=torch.float64, device=self.scales.device
         )

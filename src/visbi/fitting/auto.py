@@ -118,7 +118,7 @@ def _weighted(problem: Problem, answer: Answer) -> WeightedDraws:
 
 def _modes(problem: Problem, answer: Answer) -> Any:
     draws = WeightedDraws(answer.z, answer.ell, answer.log_q)
-    if not bool((answer.ell > -1e29).any()):
+    if not bool(answer.ell.isfinite().any()):
         return ()
     z = draws.resampled(_MODE_DRAWS)
     return find_modes(z, lambda z: answer.q.log_prob(z[None])[0], lambda z: problem.coords.to_theta(z)[0])

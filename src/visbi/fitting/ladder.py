@@ -32,7 +32,7 @@ from visbi.fitting.mixture import Mixture, defended, local_covariances, spread_o
 from visbi.fitting.pool import Pool, Proposal, Trial
 from visbi.fitting.probe import useful_gradient
 from visbi.fitting.refine import around, from_particles, matched, patch, refined
-from visbi.fitting.target import Target
+from visbi.fitting.target import Target, is_usable
 
 __all__ = ["Answer", "climb"]
 
@@ -63,8 +63,8 @@ class Answer:
 
     Attributes:
         q: in coordinates z.
-        z, ell, log_q: fresh draws of q (N, d), the target and log q at them (N,): what the certificate
-            rests on.
+        z, ell, log_q: fresh draws of q (N, d), the target, -inf where it is not finite, and log q at them
+            (N,): what the certificate rests on.
         report: the certificate, with what the ladder has to say.
     """
 
@@ -138,8 +138,7 @@ class _Climb:
     def missing(self, q: Proposal, log_z: float) -> float:
         """Share of the posterior's mass that the explorer's particles say q is much too low at.
 
-        The particles alone are no proof: where an explorer mixes badly they sit where hardly any mass is.
-            So a
+        The particles alone are no proof: where an explorer mixes badly they sit where hardly any mass is. So a
         mixture fitted to those that accuse q is drawn from, and the mass there is weighed.
         """
         if self.seen is None:
@@ -190,7 +189,7 @@ def _look(now: _Climb, start: Mixture | None) -> bool:
     """What the prior's draws say about the potential."""
     z = torch.randn(_LOOK, now.target.dim, dtype=torch.float64, device=now.target.device)
     ell = now.target.value(z)
-    usable = ell > -1e29
+    usable = is_usable(ell)
     if not bool(usable.any()):
         raise ValueError(
             "`potential_fn`: expected finite values at draws of the prior; got none at "
@@ -362,6 +361,8 @@ def _conclude(now: _Climb, reason: str) -> Answer:
     doubts = [f"the fit ended early: {reason}. Give it more."] if reason else []
     if doubts and report.status in ("ok", "corrected"):
         report = certify(answer.ell, answer.log_q, resampled=True, doubts=doubts)
+    elif doubts and now.best is None:
+        report = replace(report, sentence=doubts[0])
     return replace(
         answer,
         report=replace(report, rung=rung, story=tuple(now.story), stop_reason=reason),
@@ -373,8 +374,8 @@ def _unfinished(now: _Climb) -> tuple[str, Answer]:
     if now.best is None:
         q = Mixture.of(*_prior_like(now.target))
         z = q.sample(256)
-        zeros = torch.full((256,), -1e30, dtype=torch.float64, device=z.device)
-        return "the prior", Answer(q, z[0], zeros, q.log_prob(z)[0], certify(zeros, q.log_prob(z)[0]))
+        unknown = torch.full((256,), -torch.inf, dtype=torch.float64, device=z.device)
+        return "the prior", Answer(q, z[0], unknown, q.log_prob(z)[0], certify(unknown, q.log_prob(z)[0]))
     rung, q, trial = now.best
     q = defended(q) if isinstance(q, Mixture) else q
     report = certify(trial.ell, trial.log_q, resampled=True, doubts=["no rung passed."])

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from visbi.certificate.weights import effective_sample_size, pareto_smooth, resample
-from visbi.fitting.target import Target
+from visbi.fitting.target import Target, is_usable
 
 __all__ = ["Pool", "Proposal", "Trial"]
 
@@ -39,7 +39,7 @@ class Trial:
     """How fresh draws of a proposal weigh.
 
     Attributes:
-        z: (n, d). ell, log_q: (n,).
+        z: (n, d). ell, log_q: (n,); ell is -inf where the potential is not finite.
         share: their effective sample size as a share of n.
         khat: Pareto shape of their weights.
     """
@@ -75,6 +75,7 @@ class Pool:
         """n fresh draws of q, evaluated, kept and weighed by themselves."""
         z = q.sample(n)
         ell, log_q = self.target.value(z)[0], q.log_prob(z)[0]
+        ell = torch.where(is_usable(ell), ell, -torch.inf)
         total = log_q + math.log(n)
         for other, count in self.proposals:
             total = torch.logaddexp(total, other.log_prob(z)[0] + math.log(count))

@@ -52,11 +52,13 @@ def matched(target: Target, starts: Tensor, cov: Tensor) -> Mixture:
 
 
 def around(z: Tensor) -> Mixture:
-    """A mixture that covers points z (N, d), from local covariances, as it is."""
+    """A mixture that covers points z (N, d), N >= 2: EM from local covariances that reach all of them."""
     even = torch.full((len(z),), 1.0 / len(z)).to(z)
     centres = z[spread_out(z, even, min(_NEW, len(z)))]
-    cov = local_covariances(z, centres, max(2 * z.shape[1], 20))
-    return Mixture.of(torch.zeros(1, len(centres)).to(z), centres[None], cov[None])
+    cov = local_covariances(z, centres, max(2 * z.shape[1], 20, len(z) // len(centres)))
+    start = Mixture.of(torch.zeros(1, len(centres)).to(z), centres[None], cov[None])
+    fitted = expectation_maximisation(start, z[None], even[None])
+    return fitted.only(torch.isfinite(fitted.log_weights[0]))
 
 
 def from_particles(seen: Exploration) -> Mixture:

@@ -15,7 +15,7 @@ from visbi.core.types import LogDensity
 from visbi.fitting.budget import Budget
 from visbi.priors.transforms import Coordinates
 
-__all__ = ["Target", "log_standard_normal"]
+__all__ = ["Target", "is_usable", "log_standard_normal"]
 
 _FLOOR = -1e30
 _BATCH = 16_384
@@ -24,6 +24,15 @@ _BATCH = 16_384
 def log_standard_normal(z: Tensor) -> Tensor:
     """log N(z; 0, I), (...) for z (..., d)."""
     return -0.5 * z.square().sum(-1) - 0.5 * z.shape[-1] * math.log(2 * math.pi)
+
+
+def is_usable(ell: Tensor) -> Tensor:
+    """Where the potential was finite, for values of `Target`; bool, of ell's shape.
+
+    >>> is_usable(torch.tensor([-3.0, -1e30]))
+    tensor([ True, False])
+    """
+    return ell > 0.1 * _FLOOR
 
 
 class Target:

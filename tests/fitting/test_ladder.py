@@ -1,0 +1,285 @@
+"""The ladder on posteriors that are known: who answers, and whether the answer is right."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import MultivariateNormal
+
+from visbi.certificate import WeightedDraws
+from visbi.fitting.budget import Budget
+from visbi.fitting.explore import explore
+from visbi.fitting.ladder import Answer, _Climb, climb
+from visbi.fitting.mixture import Mixture, defended
+from visbi.fitting.refine import around
+from visbi.fitting.target import Target
+from visbi.priors import coordinates
+
+GOOD = ("ok", "corrected")
+CENTRES = [[-1.5, -1.5], [-1.2, 1.5], [1.5, 1.2], [0.8, -1.7]]
+
+
+def known(weights: list[float], centres: list[list[float]], sd: float) -> Mixture:
+    loc = torch.tensor(centres, dtype=torch.float64)[None]
+    cov = sd**2 * torch.eye(loc.shape[-1], dtype=torch.float64).expand(1, loc.shape[1], -1, -1)
+    return Mixture.of(torch.tensor(weights, dtype=torch.float64)[None].log(), loc, cov)
+
+
+FOUR = known([0.4, 0.3, 0.2, 0.1], CENTRES, 0.15)
+
+
+def standard(dim: int) -> MultivariateNormal:
+    return MultivariateNormal(torch.zeros(dim).double(), torch.eye(dim).double())
+
+
+def target_of(log_p, dim: int = 2, **limits) -> Target:
+    return Target(log_p, coordinates(standard(dim)), Budget(**limits))
+
+
+def four(theta: Tensor) -> Tensor:
+    return FOUR.log_prob(theta[None])[0] + 3.0
+
+
+def banana(theta: Tensor) -> Tensor:
+    bent = (theta[:, 1] - theta[:, 0].square() + 1) / 0.3
+    inside = theta[:, 0].square() + bent.square() + theta[:, 2:].square().sum(-1)
+    return 3.0 - 0.5 * inside - 0.5 * theta.shape[1] * math.log(2 * math.pi) - math.log(0.3)
+
+
+def funnel(theta: Tensor) -> Tensor:
+    """theta_0 ~ N(0, 1), the others N(0, exp(theta_0)^2)."""
+    scaled = theta[:, 1:] * (-theta[:, :1]).exp()
+    inside = theta[:, 0].square() + scaled.square().sum(-1)
+    d = theta.shape[1]
+    return 3.0 - 0.5 * inside - 0.5 * d * math.log(2 * math.pi) - (d - 1) * theta[:, 0]
+
+
+def resampled(answer: Answer, n: int = 4000) -> Tensor:
+    return WeightedDraws(answer.z, answer.ell, answer.log_q).resampled(n)
+
+
+def within_errors(answer: Answer, log_z: float) -> bool:
+    report = answer.report
+    return abs(report.log_evidence - log_z) < 4 * report.log_evidence_se + 1e-6
+
+
+class TestAnswers:
+    @pytest.mark.parametrize("dim", [1, 2, 8])
+    def test_a_gaussian(self, dim):
+        cov = 0.02 * torch.eye(dim).double() + 0.05
+        exact = MultivariateNormal(torch.full((dim,), 0.7).double(), cov)
+        answer = climb(target_of(lambda theta: exact.log_prob(theta) + 3.0, dim))
+        report = answer.report
+        assert (report.rung, report.status, report.stop_reason) == ("a Gaussian", "ok", "")
+        assert within_errors(answer, 3.0) and report.log_evidence_se < 0.01
+        assert report.ess_fraction > 0.8 and report.kl_forward < 0.1
+        z = resampled(answer)
+        torch.testing.assert_close(z.mean(0), exact.loc, atol=0.03, rtol=0)
+        torch.testing.assert_close(torch.cov(z.mT).reshape(dim, dim), cov, atol=0.008, rtol=0)
+        assert answer.q.log_prob(answer.z[None]).shape == (1, len(answer.z)) == (1, report.n_draws)
+        torch.testing.assert_close(answer.q.log_prob(answer.z[None])[0], answer.log_q)
+
+    def test_four_modes(self):
+        answer = climb(target_of(four))
+        assert answer.report.rung == "a mixture" and answer.report.status in GOOD
+        assert within_errors(answer, 3.0) and answer.report.log_evidence_se < 0.02
+        z = resampled(answer)
+        near = torch.cdist(z, FOUR.loc[0]).argmin(1)
+        masses = torch.bincount(near, minlength=4).double() / len(z)
+        torch.testing.assert_close(masses, FOUR.log_weights[0].exp(), atol=0.02, rtol=0)
+        assert any(line.startswith("a Gaussian") for line in answer.report.story)
+
+    @pytest.mark.parametrize(("log_p", "dim"), [(banana, 2), (funnel, 2), (funnel, 3)])
+    def test_bends_and_funnels(self, log_p, dim):
+        answer = climb(target_of(log_p, dim))
+        assert answer.report.status in GOOD
+        assert answer.report.rung in ("a mixture", "a flow", "a patched flow", "a bridged mixture")
+        assert within_errors(answer, 3.0) and answer.report.log_evidence_se < 0.05
+        z = resampled(answer)
+        assert float(z[:, 0].mean()) == pytest.approx(0.0, abs=0.15)
+        assert float(z[:, 0].std()) == pytest.approx(1.0, abs=0.1)
+
+    def test_a_constant_of_a_million_changes_nothing_but_the_evidence(self):
+        torch.manual_seed(3)
+        plain = climb(target_of(four)).report
+        torch.manual_seed(3)
+        shifted = climb(target_of(lambda theta: four(theta) + 1e6)).report
+        assert (shifted.status, shifted.rung) == (plain.status, plain.rung)
+        assert shifted.log_evidence == pytest.approx(plain.log_evidence + 1e6, abs=0.05)
+
+    def test_what_it_says_on_the_way(self):
+        said: list[str] = []
+        climb(target_of(four), say=said.append)
+        assert said == ["look", "gaussian", "mixture"]
+
+    def test_a_start_that_is_right_is_used(self):
+        narrow = known([1.0], [[2.0, 2.0]], 0.3)
+        start = around(narrow.sample(500)[0])
+        answer = climb(target_of(lambda theta: narrow.log_prob(theta[None])[0]), start=start)
+        assert answer.report.status in GOOD and within_errors(answer, 0.0)
+
+
+class TestWithoutGradient:
+    @pytest.mark.parametrize(
+        "log_p", [lambda theta: four(theta.detach()), lambda theta: four(theta).detach()]
+    )
+    def test_it_walks(self, log_p):
+        target = target_of(log_p)
+        answer = climb(target)
+        assert "the potential has no useful gradient" in answer.report.story
+        assert target.n_gradients == 0
+        assert answer.report.rung in ("a mixture", "a bridged mixture") and answer.report.status in GOOD
+        assert within_errors(answer, 3.0)
+
+    def test_a_likelihood_in_steps(self):
+        """Counts: round(3 z_0) is seen with noise; the evidence is a sum over steps."""
+
+        def log_p(theta):
+            return standard(2).log_prob(theta) - 0.5 * ((3 * theta[:, 0]).round() - 2).square()
+
+        answer = climb(target_of(log_p))
+        k = torch.arange(-30, 31, dtype=torch.float64)
+        mass = torch.special.ndtr((k + 0.5) / 3) - torch.special.ndtr((k - 0.5) / 3)
+        exact = float((mass * (-0.5 * (k - 2).square()).exp()).sum().log())
+        assert answer.report.status in GOOD and within_errors(answer, exact)
+        assert answer.report.log_evidence_se < 0.02
+
+
+class TestNotFinite:
+    @pytest.mark.parametrize("value", [math.nan, -math.inf, math.inf])
+    def test_nowhere(self, value):
+        with pytest.raises(
+            ValueError, match=r"^`potential_fn`: expected finite values at draws of the prior"
+        ):
+            climb(target_of(lambda theta: 0 * theta.sum(-1) + value))
+
+    @pytest.mark.parametrize("bad", [math.nan, -math.inf])
+    def test_regions(self, bad):
+        """Half of a Gaussian; the truth is the other half of it."""
+
+        def log_p(theta):
+            return torch.where(theta[:, 0] > 0.5, standard(2).log_prob(theta), bad)
+
+        answer = climb(target_of(log_p))
+        inside = 0.5 * math.erfc(0.5 / math.sqrt(2))
+        report = answer.report
+        assert within_errors(answer, math.log(inside)) and report.log_evidence_se < 0.05
+        z = resampled(answer)
+        assert bool((z[:, 0] > 0.5).all())
+        mean = math.exp(-0.125) / math.sqrt(2 * math.pi) / inside
+        assert float(z[:, 0].mean()) == pytest.approx(mean, abs=0.05)
+        if math.isinf(bad):
+            assert report.status in GOOD
+        assert report.n_nonfinite == int((answer.z[:, 0] <= 0.5).sum()) > 0
+        assert report.kl_reverse == math.inf and max(map(len, str(report).splitlines())) < 300
+
+
+class TestMissing:
+    """A part that the explorer has seen and q misses, while all of q's own draws are content."""
+
+    TWO = known([0.7, 0.3], [[-1.5, 0.0], [1.5, 0.0]], 0.1)
+    HALF = known([1.0], [[-1.5, 0.0]], 0.1)
+
+    def climbing(self, seen: bool = True) -> _Climb:
+        now = _Climb(target_of(lambda theta: self.TWO.log_prob(theta[None])[0]), lambda _: None)
+        now.seen = explore(now.target, 1024) if seen else None
+        return now
+
+    def test_its_share_is_told(self):
+        now = self.climbing()
+        log_z = math.log(0.7)  # what q's draws say
+        share = now.missing(defended(self.HALF), log_z)
+        assert share == pytest.approx(0.3 / 0.7, rel=0.15)
+        assert now.missing(defended(self.TWO), 0.0) < 0.005
+
+    def test_no_q_that_misses_it_is_called_good(self):
+        now = self.climbing()
+        assert not now.certified("half of it", defended(self.HALF), spare=0.1)
+        assert now.answer is not None and now.answer[1].report.status == "suspect"
+        assert "an independent exploration has seen about 30" in now.answer[1].report.sentence[:70].replace(
+            "29", "30"
+        ).replace("31", "30")
+        assert len(now.story) == 1 and now.story[0].startswith("half of it had k-hat")
+        assert now.certified("all of it", defended(self.TWO), spare=0.1)
+        assert now.answer[0] == "all of it" and now.answer[1].report.status in GOOD
+
+    def test_without_an_exploration_nobody_would_know(self):
+        """What the check is for: the weights alone are content."""
+        assert self.climbing(seen=False).certified("half of it", defended(self.HALF), spare=0.1)
+
+    def test_mass_next_to_q_is_noticed_without_an_exploration(self):
+        wide = standard(2)
+        now = _Climb(target_of(wide.log_prob), lambda _: None)
+        q = known([1.0], [[0.0, 0.0]], 0.45)
+        assert not now.certified("too narrow", q, spare=0.1)
+        assert now.answer is not None and now.answer[1].report.status in ("suspect", "failed")
+
+    @pytest.mark.parametrize("seed", range(2))
+    def test_a_narrow_mode_beside_a_wide_one(self, seed):
+        """The whole climb: both found, or not called good."""
+        torch.manual_seed(seed)
+        both = Mixture(
+            torch.tensor([[0.6, 0.4]]).double().log(),
+            torch.tensor([[[0.0, 0.0], [1.5, 1.5]]]).double(),
+            torch.stack([0.8 * torch.eye(2), 0.06 * torch.eye(2)])[None].double(),
+        )
+        answer = climb(target_of(lambda theta: both.log_prob(theta[None])[0]))
+        z = resampled(answer)
+        small = float(((z - 1.5).norm(dim=-1) < 0.25).double().mean())
+        right = abs(small - 0.401) < 0.03 and within_errors(answer, 0.0)
+        assert right or answer.report.status not in GOOD
+
+
+class TestLimits:
+    @pytest.mark.parametrize("n", [1, 4095, 4096, 4500, 6000, 12_000, 20_000, 40_000, 70_000])
+    def test_no_more_evaluations_than_allowed(self, n):
+        rows = 0
+
+        def log_p(theta):
+            nonlocal rows
+            rows += len(theta)
+            return banana(theta)
+
+        target = target_of(log_p, max_evals=n)
+        answer = climb(target)
+        report = answer.report
+        assert rows == target.budget.evals == target.n_values + target.n_gradients <= n
+        assert report.stop_reason == f"reached max_potential_evals = {n}"
+        assert report.status not in GOOD and report.rung
+        if n < 4096:
+            assert rows == 0 and report.rung == "the prior" and report.status == "failed"
+        assert len(str(report).splitlines()) <= 10
+
+    def test_seconds(self):
+        answer = climb(target_of(banana, max_seconds=0.0))
+        assert answer.report.stop_reason == "reached max_seconds = 0" and answer.report.status == "failed"
+
+    @pytest.mark.parametrize("calls", [0, 1, 5, 60])
+    def test_interrupted(self, calls):
+        done = 0
+
+        def log_p(theta):
+            nonlocal done
+            done += 1
+            if done > calls:
+                raise KeyboardInterrupt
+            return banana(theta)
+
+        answer = climb(target_of(log_p))
+        assert answer.report.stop_reason == "interrupted" and answer.report.status not in GOOD
+        assert answer.z.shape[1] == 2 and bool(answer.log_q.isfinite().all())
+
+    def test_what_was_there_before_the_end_is_kept_with_a_doubt(self):
+        target = target_of(banana, max_evals=90_000)
+        answer = climb(target)
+        if answer.report.stop_reason:
+            assert answer.report.status not in GOOD
+        assert answer.report.ess_fraction > 0.05 and within_errors(answer, 3.0)
+
+    def test_errors_of_the_potential_come_through(self):
+        def log_p(theta):
+            raise ZeroDivisionError("mine")
+
+        with pytest.raises(ZeroDivisionError, match="mine"):
+            climb(target_of(log_p))

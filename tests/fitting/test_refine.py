@@ -1,0 +1,161 @@
+"""Mixtures that follow the posterior: matched, from particles, refitted, patched."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import MultivariateNormal
+
+from visbi.fitting.explore import explore
+from visbi.fitting.mixture import Mixture, defended
+from visbi.fitting.pool import Pool
+from visbi.fitting.refine import Blend, around, from_particles, matched, patch, refined
+from visbi.fitting.target import Target
+from visbi.priors import coordinates
+
+CENTRES = [[-1.5, -1.5], [-1.2, 1.5], [1.5, 1.2], [0.8, -1.7]]
+
+
+def known(weights: list[float], centres: list[list[float]], sd: float = 0.15) -> Mixture:
+    loc = torch.tensor(centres, dtype=torch.float64)[None]
+    cov = sd**2 * torch.eye(loc.shape[-1], dtype=torch.float64).expand(1, loc.shape[1], -1, -1)
+    return Mixture.of(torch.tensor(weights, dtype=torch.float64)[None].log(), loc, cov)
+
+
+FOUR = known([0.4, 0.3, 0.2, 0.1], CENTRES)
+
+
+def target_of(log_p, dim: int = 2) -> Target:
+    return Target(log_p, coordinates(MultivariateNormal(torch.zeros(dim).double(), torch.eye(dim).double())))
+
+
+def of_mixture(q: Mixture, shift: float = 0.0) -> Target:
+    return target_of(lambda theta: q.log_prob(theta[None])[0] + shift, q.loc.shape[-1])
+
+
+def banana(theta: Tensor) -> Tensor:
+    """N(z_0; 0, 1) N(z_1; z_0^2 - 1, .3^2)."""
+    bent = (theta[:, 1] - theta[:, 0].square() + 1) / 0.3
+    return -0.5 * (theta[:, 0].square() + bent.square()) - math.log(2 * math.pi * 0.3)
+
+
+def evidence(pool: Pool) -> float:
+    return float(pool.log_w().logsumexp(0)) - math.log(len(pool.log_w()))
+
+
+class TestMatched:
+    def test_four_gaussians_exactly(self):
+        starts = FOUR.loc[0].repeat(5, 1) + 0.1 * torch.randn(20, 2, dtype=torch.float64)
+        found = matched(of_mixture(FOUR, 3.0), starts, 0.01 * torch.eye(2).double().expand(20, 2, 2))
+        order = torch.cdist(FOUR.loc[0], found.loc[0]).argmin(1)
+        assert found.loc.shape == (1, 4, 2) and sorted(order.tolist()) == [0, 1, 2, 3]
+        torch.testing.assert_close(found.loc[0, order], FOUR.loc[0], atol=1e-3, rtol=0)
+        torch.testing.assert_close(found.cov[0, order], FOUR.cov[0], atol=1e-4, rtol=0)
+        assert found.log_weights.exp().tolist() == [pytest.approx([0.25] * 4)]  # as they are found
+
+    def test_hopeless_ones_are_dropped(self):
+        """A second hill far below the first."""
+        low = known([1.0, 1e-9], [[-1.0, 0.0], [1.0, 0.0]])
+        starts = torch.tensor([[-1.0, 0.0], [1.0, 0.0]]).double()
+        found = matched(of_mixture(low), starts, 0.02 * torch.eye(2).double().expand(2, 2, 2))
+        torch.testing.assert_close(found.loc[0], low.loc[0, :1], atol=1e-2, rtol=0)
+
+    def test_starts_where_nothing_is_finite(self):
+        log_p = lambda theta: torch.where(theta[:, 0] > 0, FOUR.log_prob(theta[None])[0], -math.inf)  # noqa: E731
+        starts = torch.tensor([[1.5, 1.2], [-30.0, 0.0]]).double()
+        found = matched(target_of(log_p), starts, 0.01 * torch.eye(2).double().expand(2, 2, 2))
+        torch.testing.assert_close(found.loc[0], FOUR.loc[0, 2:3], atol=1e-2, rtol=0)
+
+
+class TestFirstMixtures:
+    def test_around_covers_the_points(self):
+        """All of them, in every mode, and not what is between: good enough to be drawn from."""
+        z = FOUR.sample(1000)[0]
+        q = around(z)
+        assert 4 <= q.loc.shape[1] <= 12
+        assert float(q.log_prob(z[None]).min()) > math.log(1e-4)
+        assert float(q.log_prob(torch.zeros(1, 1, 2).double())) < -8
+        assert Pool(of_mixture(FOUR)).draw(defended(q), 4096).share > 0.8
+
+    @pytest.mark.parametrize("n", [2, 3, 5])
+    def test_around_a_few_points(self, n):
+        q = around(torch.randn(n, 2, dtype=torch.float64))
+        assert bool(q.loc.isfinite().all() and q.tril.isfinite().all())
+        assert bool(q.sample(10).isfinite().all())
+
+    @pytest.mark.parametrize("gradient", [True, False])
+    def test_from_particles(self, gradient):
+        target = of_mixture(FOUR, 1.0)
+        q = from_particles(explore(target, 512, gradient=gradient))
+        trial = Pool(target).draw(defended(q), 4096)
+        assert trial.share > 0.4 and trial.khat < 0.7
+        near = torch.cdist(q.loc[0], FOUR.loc[0]).argmin(1)
+        masses = torch.zeros(4).double().index_add(0, near, q.log_weights[0].exp())
+        torch.testing.assert_close(masses, FOUR.log_weights[0].exp(), atol=0.12, rtol=0)
+
+
+class TestRefined:
+    def test_a_bend_gets_components_and_the_effective_sample_size_rises(self):
+        target = target_of(banana)
+        pool = Pool(target)
+        start = known([1.0], [[0.0, 0.0]], 1.2)
+        first = pool.draw(defended(start), 4096)
+        q, trial = refined(pool, start, first)
+        assert first.share < 0.3 and trial.share > 0.75 and trial.khat < 0.7
+        assert q.loc.shape[1] > 3
+        again = [pool.draw(defended(q), 4096).share for _ in range(5)]
+        assert sorted(again)[2] > 2 * first.share  # not by luck; a single draw at the edge may halve a share
+        assert evidence(pool) == pytest.approx(0.0, abs=0.05)
+
+    def test_weights_of_modes_are_found(self):
+        pool = Pool(of_mixture(FOUR, 2.0))
+        start = known([0.25] * 4, CENTRES, 0.2)
+        q, trial = refined(pool, start, pool.draw(defended(start), 4096))
+        near = torch.cdist(q.loc[0], FOUR.loc[0]).argmin(1)
+        masses = torch.zeros(4).double().index_add(0, near, q.log_weights[0].exp())
+        torch.testing.assert_close(masses, FOUR.log_weights[0].exp(), atol=0.03, rtol=0)
+        assert trial.share > 0.8 and evidence(pool) == pytest.approx(2.0, abs=0.02)
+
+    def test_what_is_good_stays_as_it_is(self):
+        pool = Pool(of_mixture(FOUR))
+        trial = pool.draw(defended(FOUR), 4096)
+        q, again = refined(pool, FOUR, trial)
+        assert q is FOUR and again is trial and pool.target.n_values == 4096
+
+    def test_never_worse_than_the_start(self):
+        pool = Pool(target_of(banana))
+        start = known([1.0], [[0.0, 0.0]], 1.2)
+        first = pool.draw(defended(start), 100)  # hardly a start
+        _, trial = refined(pool, start, first, rounds=1)
+        assert trial.share >= first.share
+
+
+class TestBlend:
+    def test_density_and_draws(self):
+        one, other = known([1.0], [[-3.0, 0.0]]), known([1.0], [[3.0, 0.0]])
+        blend = Blend(one, other, 0.25)
+        z = blend.sample(1001)
+        assert z.shape == (1, 1001, 2) and int((z[..., 0] > 0).sum()) == 250
+        assert 25 < int((z[0, :200, 0] > 0).sum()) < 75  # in random order
+        both = 0.75 * one.log_prob(z).exp() + 0.25 * other.log_prob(z).exp()
+        torch.testing.assert_close(blend.log_prob(z).exp(), both)
+
+    def test_a_patch_is_put_where_q_is_too_low(self):
+        """q holds one mode, and too little of the other one, as a fitted flow might."""
+        exact = known([0.7, 0.3], [[-1.0, 0.0], [1.0, 0.0]], 0.25)
+        q = known([0.95, 0.05], [[-1.0, 0.0], [1.0, 0.0]], 0.26)
+        pool = Pool(of_mixture(exact, 1.0))
+        before = pool.draw(q, 4096)
+        mended = patch(pool, q)
+        assert mended.main is q and mended.share == pytest.approx(0.27, abs=0.06)
+        after = pool.draw(mended, 4096)
+        assert before.share < 0.5 and after.share > 0.85 and after.khat < 0.7
+        there = mended.rest.log_prob(torch.tensor([[[1.0, 0.0], [-1.0, 0.0]]]).double())[0]
+        assert float(there[0]) > float(there[1]) + 2
+
+    def test_a_patch_on_what_needs_none_does_no_harm(self):
+        pool = Pool(of_mixture(FOUR))
+        pool.draw(FOUR, 4096)
+        mended = patch(pool, FOUR)
+        assert pool.draw(mended, 4096).share > 0.9
