@@ -185,6 +185,13 @@ def _own_table(rows: list[Row], group: str) -> list[str]:
     return lines
 
 
+def _cold(rows: list[Row]) -> str:
+    """Runs of the torch world that were timed without a first fit to load everything."""
+    own = [row for row in _done(rows) if row["tool"].startswith(("sbi", "visbi"))]
+    cold = [row for row in own if not row.get("warmed_up")]
+    return _names(cold) if cold else ""
+
+
 def _peer_cell(rows: list[Row]) -> str:
     """Median C2ST, worst in brackets, and CPU seconds."""
     if not rows:
@@ -224,6 +231,7 @@ def write_page(rows: list[Row], path: Path) -> None:
     machines = sorted({row["processor"] for row in rows})
     loads = [load for row in rows for load in row["load"]]
     sources = sorted({row["source"] for row in rows if row["source"]})
+    cold = _cold(rows)
     lines = [
         "# The automatic fit beside its peers",
         "",
@@ -238,6 +246,8 @@ def write_page(rows: list[Row], path: Path) -> None:
         if rows
         else "Nothing measured.",
     ]
+    if cold:
+        lines.append(f"Seconds of {cold} contain what a tool loads on first use, .5 (sbi) to 1 (visbi).")
     for group in ("tuning", "held out"):
         own = [row for row in rows if row["group"] == group]
         if own and _of(own, tool=OURS):
