@@ -30,9 +30,9 @@ def latest(rows: list[Row]) -> list[Row]:
 
 
 def cpu(row: Row) -> float:
-    """CPU seconds of the fit and the first draws; of a run that did not end, its limit."""
+    """CPU seconds of the fit and the first draws; of a run that did not end, what it had had."""
     if row["outcome"] != "done":
-        return float(row["limit"])
+        return float(row.get("stopped_after", row["limit"]))
     return row["cpu_seconds"] + row["draw_cpu_seconds"]
 
 
@@ -199,7 +199,7 @@ def _peer_cell(rows: list[Row]) -> str:
     done = _done(rows)
     if not done:
         word = rows[-1]["outcome"]
-        return f"not within {rows[-1]['limit']} s" if word == "time limit" else word
+        return f"not within {cpu(rows[-1]):.0f} s" if word == "time limit" else word
     c2st = [row["scores"]["c2st"] for row in done]
     worst = f" ({max(c2st):.2f})" if len(c2st) > 1 else ""
     left = len(rows) - len(done)
