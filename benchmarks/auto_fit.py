@@ -71,7 +71,8 @@ def limit_cpu(seconds: int) -> Callable[[], None]:
 
 
 def run_worker(python: str, worker: str, arguments: list[str], *, limit: int, patience: float) -> Row:
-    """What the worker says, with `outcome` "done", "time limit" or "error"."""
+    """What the worker says, with `outcome` "done", "time limit" or "error", and the CPU seconds it had."""
+    before = _children_cpu()
     environment = {**os.environ, **ONE_THREAD, "PYTHONPATH": str(SOURCE)}
     try:
         done = subprocess.run(
@@ -83,14 +84,20 @@ def run_worker(python: str, worker: str, arguments: list[str], *, limit: int, pa
             preexec_fn=limit_cpu(limit),
         )
     except subprocess.TimeoutExpired:
-        return {"outcome": "time limit"}
+        return {"outcome": "time limit", "stopped_after": _children_cpu() - before}
     if done.returncode == -24 or done.returncode == -9:  # SIGXCPU, and SIGKILL for who ignores it
-        return {"outcome": "time limit"}
+        return {"outcome": "time limit", "stopped_after": _children_cpu() - before}
     lines = done.stdout.strip().splitlines()
     if done.returncode != 0 or not lines:
         return {"outcome": "error", "error": done.stderr[-1500:]}
     answer = json.loads(lines[-1])
     return {"outcome": answer.pop("outcome", "done"), **answer}
+
+
+def _children_cpu() -> float:
+    """CPU seconds of all workers that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def problem_arrays(goal: Target) -> dict[str, np.ndarray]:

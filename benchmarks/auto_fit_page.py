@@ -30,9 +30,9 @@ def latest(rows: list[Row]) -> list[Row]:
 
 
 def cpu(row: Row) -> float:
-    """CPU seconds of the fit and the first draws; of a run that did not end, its limit."""
+    """CPU seconds of the fit and the first draws; of a run that did not end, what it had had."""
     if row["outcome"] != "done":
-        return float(row["limit"])
+        return float(row.get("stopped_after", row["limit"]))
     return row["cpu_seconds"] + row["draw_cpu_seconds"]
 
 
@@ -185,6 +185,13 @@ def _own_table(rows: list[Row], group: str) -> list[str]:
     return lines
 
 
+def _cold(rows: list[Row]) -> str:
+    """Runs of the torch world that were timed without a first fit to load everything."""
+    own = [row for row in _done(rows) if row["tool"].startswith(("sbi", "visbi"))]
+    cold = [row for row in own if not row.get("warmed_up")]
+    return _names(cold) if cold else ""
+
+
 def _peer_cell(rows: list[Row]) -> str:
     """Median C2ST, worst in brackets, and CPU seconds."""
     if not rows:
@@ -192,7 +199,7 @@ def _peer_cell(rows: list[Row]) -> str:
     done = _done(rows)
     if not done:
         word = rows[-1]["outcome"]
-        return f"not within {rows[-1]['limit']} s" if word == "time limit" else word
+        return f"not within {cpu(rows[-1]):.0f} s" if word == "time limit" else word
     c2st = [row["scores"]["c2st"] for row in done]
     worst = f" ({max(c2st):.2f})" if len(c2st) > 1 else ""
     left = len(rows) - len(done)
@@ -224,6 +231,7 @@ def write_page(rows: list[Row], path: Path) -> None:
     machines = sorted({row["processor"] for row in rows})
     loads = [load for row in rows for load in row["load"]]
     sources = sorted({row["source"] for row in rows if row["source"]})
+    cold = _cold(rows)
     lines = [
         "# The automatic fit beside its peers",
         "",
@@ -238,6 +246,8 @@ def write_page(rows: list[Row], path: Path) -> None:
         if rows
         else "Nothing measured.",
     ]
+    if cold:
+        lines.append(f"Seconds of {cold} contain what a tool loads on first use, .5 (sbi) to 1 (visbi).")
     for group in ("tuning", "held out"):
         own = [row for row in rows if row["group"] == group]
         if own and _of(own, tool=OURS):

@@ -4,7 +4,8 @@
 
 TOOL is `visbi` (q="auto"), `visbi-FAMILY`, or `sbi-FAMILY-METHOD`, each with the tool's own defaults, or
 `exact`: other exact draws, which show what scores can be had. Draws go to the file: `draws`, and for visbi
-`raw`, those of q before they are corrected. One JSON line says what it took: seconds of this process's CPU
+`raw`, those of q before they are corrected. A first fit, of a Gaussian, loads what a tool loads on first use
+and is not timed. One JSON line says what it took: seconds of this process's CPU
 and of the clock for `train` and for the first 2000 draws, rows of theta at which the potential was evaluated
 with and without gradient, and the report.
 """
@@ -25,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributions import Independent, Normal
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from targets import Target, target
@@ -79,6 +81,21 @@ def exact_draws(goal: Target, seed: int) -> tuple[dict[str, Any], dict[str, Tens
     """Nothing fitted, nothing counted: draws of another seed than the reference's."""
     zero = dict.fromkeys(["cpu_seconds", "seconds", "draw_cpu_seconds", "draw_seconds"], 0.0)
     return {**zero, "n_values": 0, "n_gradients": 0}, {"draws": goal.sample(DRAWS, 5000 + seed)}
+
+
+def warm_up(package: str) -> None:
+    """Fit a planar Gaussian, with the diagnostics that follow a fit."""
+
+    def potential(theta: Tensor, x_o: Tensor | None = None) -> Tensor:
+        return -0.5 * theta.square().sum(-1)
+
+    prior = Independent(Normal(torch.zeros(2), 2 * torch.ones(2)), 1)
+    vi_posterior = importlib.import_module(MODULES[package]).VIPosterior
+    posterior = vi_posterior(potential, prior, q="maf")
+    posterior.set_default_x(torch.zeros(1, 1))
+    with contextlib.redirect_stdout(io.StringIO()):
+        posterior.train(max_num_iters=2, quality_control=False, show_progress_bar=False)
+        posterior.evaluate()
 
 
 def fit_visbi(goal: Target, family: str, seed: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -155,6 +172,8 @@ def main() -> None:
     caught: list[str] = []
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
+        if package != "exact":
+            warm_up(package)
         if package == "exact":
             result, draws = exact_draws(goal, seed)
         elif package == "visbi":
@@ -164,6 +183,7 @@ def main() -> None:
         caught = sorted({str(warning.message)[:200] for warning in heard})
     np.savez_compressed(path, **{key: value.detach().double().numpy() for key, value in draws.items()})
     result["warnings"] = caught
+    result["warmed_up"] = True
     result["versions"] = {
         MODULES[package].split(".")[0]: importlib.import_module(module.__name__.split(".")[0]).__version__,
         "torch": torch.__version__,

@@ -96,6 +96,8 @@ def test_outcomes(program: str, outcome: str, tmp_path: Path, monkeypatch: pytes
     answer = run_worker(sys.executable, "worker.py", [], limit=1, patience=2.0)
     assert answer["outcome"] == outcome
     assert answer.get("x") == (1 if outcome == "done" else None)
+    assert ("stopped_after" in answer) == (outcome == "time limit")
+    assert answer.get("stopped_after", 0.0) < 1.9  # CPU seconds, not those of the clock
 
 
 def test_what_is_there_is_not_run_again() -> None:
@@ -135,14 +137,14 @@ def test_page_and_picture(tmp_path: Path) -> None:
         row("mixture4_d2", scores=scored(0.777)),  # the later line stands
         row("shell_d8"),
         row("shell_d8", 1, outcome="error", error="x"),
-        row("shell_d8", tool="sbi-maf-rKL", outcome="time limit"),
+        row("shell_d8", tool="sbi-maf-rKL", outcome="time limit", stopped_after=321.0),
     ]
     path = tmp_path / "lines.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in rows))
     write_page(read_rows(path), tmp_path / "page.md")
     picture(read_rows(path), tmp_path / "picture.png")
     page = (tmp_path / "page.md").read_text()
-    assert "0.777" in page and "> 400" in page and "not within 400 s" in page and "ok x 1, error x 1" in page
+    assert "0.777" in page and "> 321" in page and "not within 321 s" in page and "ok x 1, error x 1" in page
     assert "Requirements, held out targets" in page and (tmp_path / "picture.png").stat().st_size > 1000
     write_page([], tmp_path / "empty.md")
     assert "Nothing measured" in (tmp_path / "empty.md").read_text()
