@@ -49,16 +49,7 @@ def peers(*names: str) -> tuple[str, ...]:
     return of("peers/test_sbi", *names)
 
 
-PENDING: frozenset[str] = frozenset(
-    peers(
-        "test_regression_02_run_sbc",
-        "test_regression_13_npe_without_prior",
-        "test_regression_14_iid_npe",
-        "test_regression_20_tarp",
-        "test_defect_04_npe_iid",
-        "test_defect_07_amortised_survives_run_sbc",
-    )
-)
+PENDING: frozenset[str] = frozenset()
 """Tests that are named here and not yet written."""
 
 CONSTRUCTION = (
