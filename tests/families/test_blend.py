@@ -74,18 +74,18 @@ def test_linked_to_a_bounded_support():
 
 
 def test_as_many_shares_as_bodies():
-    with pytest.raises(ValueError, match="bodies.*shares"):
+    with pytest.raises(ValueError, match=r"bodies.*shares"):
         BlendBody([placed(0.0, 1.0)], torch.tensor([0.5, 0.5]))
 
 
 @pytest.mark.parametrize("shares", [[0.5, 0.0], [1.5, -0.5], [0.5, float("nan")]])
 def test_shares_that_are_not_positive(shares):
-    with pytest.raises(ValueError, match="^`shares`: expected positive numbers; got"):
+    with pytest.raises(ValueError, match=r"^`shares`: expected positive numbers; got"):
         blend(shares)
 
 
 def test_bodies_of_unlike_dimensions():
-    with pytest.raises(ValueError, match="^`bodies`: expected bodies of one dimension; got 2 and 3"):
+    with pytest.raises(ValueError, match=r"^`bodies`: expected bodies of one dimension; got 2 and 3"):
         BlendBody([placed(0.0, 1.0, 2), placed(0.0, 1.0, 3)], torch.ones(2))
-    with pytest.raises(ValueError, match="^`bodies`: expected at least one; got none"):
+    with pytest.raises(ValueError, match=r"^`bodies`: expected at least one; got none"):
         BlendBody([], torch.ones(0))

@@ -113,5 +113,5 @@ def test_no_nan_wherever_it_is_asked():
     ("scales", "shares"), [((1.0, 2.0), (1.0,)), ((1.0, 0.0), (0.5, 0.5)), ((1.0,), (-1.0,)), ((), ())]
 )
 def test_scales_and_shares(scales, shares):
-    with pytest.raises(ValueError, match="^`scales` and `shares`: expected as many positive numbers"):
+    with pytest.raises(ValueError, match=r"^`scales` and `shares`: expected as many positive numbers"):
         WidenedBody(CouplingBody(2), scales=scales, shares=shares)

@@ -35,7 +35,7 @@ class WeightedDraws:
 
     @cached_property
     def log_weights(self) -> Tensor:
-        """(N,) logarithms of the smoothed weights; the weights add up to one (uniform where none is finite)."""
+        """(N,) logarithms of smoothed weights that add up to one; uniform where none is finite."""
         return pareto_smooth(self.log_p - self.log_q)[0]
 
     def resampled(self, n: int) -> Tensor:

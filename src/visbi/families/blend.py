@@ -23,7 +23,8 @@ class BlendBody(Body):
         shares: (B,), positive; normalised.
 
     Raises:
-        ValueError: no bodies, or of unlike dimensions; another number of shares, or shares that are not positive.
+        ValueError: no bodies, or of unlike dimensions; another number of shares, or shares that are not
+            positive.
 
     >>> from visbi.families.gaussian import GaussianBody
     >>> body = BlendBody([GaussianBody(2), GaussianBody(2)], torch.tensor([0.9, 0.1]))

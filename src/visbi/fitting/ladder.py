@@ -14,6 +14,7 @@ of its draws to spare is kept, and the next one is tried; the better answers.
 Every way works in coordinates z in which the prior is N(0, I), or near it.
 """
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -138,8 +139,8 @@ class _Climb:
     def missing(self, q: Proposal, log_z: float) -> float:
         """Share of the posterior's mass that the explorer's particles say q is much too low at.
 
-        The particles alone are no proof: where an explorer mixes badly they sit where hardly any mass is. So a
-        mixture fitted to those that accuse q is drawn from, and the mass there is weighed.
+        The particles alone are no proof: where an explorer mixes badly they sit where hardly any mass is. So
+        a mixture fitted to those that accuse q is drawn from, and the mass there is weighed.
         """
         if self.seen is None:
             return 0.0
@@ -285,8 +286,7 @@ def _flow(now: _Climb, start: Mixture | None) -> bool:
     cov = cov + 1e-9 * torch.diag_embed(cov.diagonal())
     body = flow_body(now.target.dim).to(now.target.device)
     body.placed(mean, torch.linalg.cholesky(cov))
-    q = FlowProposal(widened(body))  # shares the flow's weights
-    trial = None
+    q, trial = None, None
     for number in range(_FLOW_ROUNDS):
         train_flow(
             body,
@@ -298,12 +298,13 @@ def _flow(now: _Climb, start: Mixture | None) -> bool:
             points=now.pool.points(2 * _TRIAL) if now.modes > 1 else None,
             forward_share=_FORWARD,
         )
+        q = FlowProposal(widened(copy.deepcopy(body)))  # the pool keeps it, and training goes on
         trial = now.pool.draw(q, _TRIAL)
         if trial.share > _ENOUGH_FLOW and trial.khat < 0.6:
             break
         if number and trial.share < _HOPELESS_FLOW:
             break
-    assert trial is not None
+    assert q is not None and trial is not None
     now.consider("a flow", q, trial)
     if trial.khat < 0.9 and trial.share > _HOPELESS_FLOW and now.certified("a flow", q, spare=_SPARE):
         return True

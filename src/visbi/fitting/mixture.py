@@ -31,6 +31,8 @@ __all__ = [
 ]
 
 _DEFENCE = ((2.5, 0.08), (6.0, 0.02))  # radii in spreads of the typical shell, and shares
+_POLYNOMIAL_DIMENSIONS = 16  # up to which log-densities are polynomials: one matrix product for all
+_STEEPEST = 1e9  # of a quadratic coefficient times a distance squared: its rounding is 1e-7 nats
 _AT_ONCE = 2**23  # numbers in one temporary
 _LEAST = 1e-8  # smallest variance of a neighbourhood, relative to that of all points
 _ALIKE = 0.5  # Bhattacharyya distance below which two components are one
@@ -70,8 +72,44 @@ class Mixture:
         log_det = self.tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         return self.log_weights - log_det - 0.5 * self.loc.shape[-1] * math.log(2 * math.pi)
 
-    def by_component(self, z: Tensor) -> Tensor:
-        """log of w_k N(z; m_k, S_k), (F, K, N), for z (F, N, d)."""
+    @cached_property
+    def _quadratic(self) -> tuple[Tensor, Tensor] | None:
+        """Coefficients (F, K, P) of every component's log-density as a polynomial about a centre (F, 1, d).
+
+        None where rounding would show: for components too narrow for where they are, or for many dimensions.
+        """
+        d = self.loc.shape[-1]
+        if d > _POLYNOMIAL_DIMENSIONS:
+            return None
+        centre = self.loc.mean(1, keepdim=True)
+        m = self.loc - centre
+        precision = self._inverse.mT @ self._inverse
+        pull = (precision @ m[..., None])[..., 0]
+        steep = precision.diagonal(dim1=-2, dim2=-1).amax() * (m.abs().amax() + 1).square()
+        if not float(steep) < _STEEPEST:
+            return None
+        i, j = torch.triu_indices(d, d, device=m.device)
+        twice = torch.where(i == j, 1.0, 2.0).to(m)
+        constant = self._log_norm - 0.5 * (m * pull).sum(-1)
+        square = -0.5 * twice * precision[..., i, j]
+        return torch.cat([constant[..., None], pull, square], -1), centre
+
+    def by_component(self, z: Tensor, monomials: Tensor | None = None) -> Tensor:
+        """log of w_k N(z; m_k, S_k), (F, K, N), for z (F, N, d).
+
+        Args:
+            z: the points.
+            monomials: of z about this mixture's centre, if they are there already.
+        """
+        quadratic = self._quadratic
+        if quadratic is not None:
+            coefficients, centre = quadratic
+            # a component without weight has a constant of -inf, which times zero would be NaN elsewhere
+            safe = coefficients.nan_to_num(neginf=-1e300)
+            if monomials is not None:
+                return safe @ monomials.mT
+            step = max(1, _AT_ONCE // coefficients.shape[-1])
+            return torch.cat([safe @ _monomials(piece - centre).mT for piece in z.split(step, 1)], -1)
         shift = (self._inverse @ self.loc[..., None]).mT  # (F, K, 1, d)
         step = max(1, _AT_ONCE // self.loc.numel())
         parts = []
@@ -182,13 +220,10 @@ def maximise(mixture: Mixture, z: Tensor, share: Tensor) -> Mixture:
     alive = (points > d + 1.5) & (mass > 1e-6)
     safe = mass.clamp_min(1e-300)[..., None]
     loc = share @ z / safe
-    root = share.clamp_min(0).sqrt()
-    step = max(1, _AT_ONCE // max(share.shape[-1] * d, 1))
-    second = torch.cat(
-        [((r[..., None] * z[:, None]).mT @ (r[..., None] * z[:, None])) for r in root.split(step, 1)],
-        1,
-    )
-    cov = second / safe[..., None] - loc[..., None] * loc[..., None, :]
+    cov = torch.empty_like(mixture.tril)
+    for k in range(share.shape[1]):
+        gap = z - loc[:, k, None]
+        cov[:, k] = (share[:, k, :, None] * gap).mT @ gap / safe[:, k, :, None]
     n = points[..., None, None].clamp_min(d + 2.0)
     own = torch.diag_embed(cov.diagonal(dim1=-2, dim2=-1).clamp_min(1e-300))
     cov = (1 + (d + 1) / n) * (n * cov + (d + 2) * own) / (n + d + 2)
@@ -292,3 +327,9 @@ def _cholesky(cov: Tensor) -> Tensor:
         info = torch.where(bad, info_fixed, info)
         ridge *= 100
     return tril
+
+
+def _monomials(z: Tensor) -> Tensor:
+    """1, the entries of z, and their products z_i z_j for i <= j: (F, N, P) for z (F, N, d)."""
+    i, j = torch.triu_indices(z.shape[-1], z.shape[-1], device=z.device)
+    return torch.cat([torch.ones_like(z[..., :1]), z, z[..., i] * z[..., j]], -1)

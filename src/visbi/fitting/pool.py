@@ -60,47 +60,58 @@ class Trial:
 class Pool:
     """Points, their potential, and the proposals they came from.
 
+    Each proposal's density at the others' points is found only when weights of all points are asked for.
+
     Attributes:
         target: the target.
-        proposals: with the number of draws of each.
+        proposals: those that were drawn from, which must not change afterwards, with the trials of them.
     """
 
     target: Target
-    proposals: list[tuple[Proposal, int]] = field(default_factory=list)
-    z: Tensor | None = None
-    ell: Tensor | None = None
-    log_mean: Tensor | None = None  # log of sum_t n_t q_t at every point
+    proposals: list[tuple[Proposal, Trial]] = field(default_factory=list)
+    _known: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     def draw(self, q: Proposal, n: int) -> Trial:
         """n fresh draws of q, evaluated, kept and weighed by themselves."""
         z = q.sample(n)
         ell, log_q = self.target.value(z)[0], q.log_prob(z)[0]
         ell = torch.where(is_usable(ell), ell, -torch.inf)
-        total = log_q + math.log(n)
-        for other, count in self.proposals:
-            total = torch.logaddexp(total, other.log_prob(z)[0] + math.log(count))
-        if self.z is None or self.ell is None or self.log_mean is None:
-            self.z, self.ell, self.log_mean = z[0], ell, total
-        else:
-            earlier = torch.logaddexp(self.log_mean, q.log_prob(self.z[None])[0] + math.log(n))
-            self.z, self.ell = torch.cat([self.z, z[0]]), torch.cat([self.ell, ell])
-            self.log_mean = torch.cat([earlier, total])
-        self.proposals.append((q, n))
         log_w = ell - log_q
-        khat = pareto_smooth(log_w)[1]
-        return Trial(z[0], ell, log_q, effective_sample_size(log_w) / n, khat)
+        trial = Trial(z[0], ell, log_q, effective_sample_size(log_w) / n, pareto_smooth(log_w)[1])
+        number = len(self.proposals)
+        self.proposals.append((q, trial))
+        self._known[number, number] = log_q
+        return trial
+
+    @property
+    def z(self) -> Tensor:
+        """(N, d), all points, in the order in which they were drawn."""
+        return torch.cat([trial.z for _, trial in self.proposals])
 
     def log_w(self) -> Tensor:
         """(N,) log-weights of all points; their mean is the evidence."""
-        assert self.z is not None and self.ell is not None and self.log_mean is not None
-        return self.ell - self.log_mean + math.log(len(self.ell))
+        total = sum(len(trial.z) for _, trial in self.proposals)
+        parts = []
+        for block, (_, trial) in enumerate(self.proposals):
+            each = [
+                self._log_q(number, block) + math.log(len(other.z) / total)
+                for number, (_, other) in enumerate(self.proposals)
+            ]
+            parts.append(trial.ell - torch.logsumexp(torch.stack(each), 0))
+        return torch.cat(parts)
+
+    def _log_q(self, number: int, block: int) -> Tensor:
+        """Log-density of one proposal at the points of another."""
+        if (number, block) not in self._known:
+            q, z = self.proposals[number][0], self.proposals[block][1].z
+            self._known[number, block] = q.log_prob(z[None])[0]
+        return self._known[number, block]
 
     def points(self, most: int) -> tuple[Tensor, Tensor]:
         """At most `most` unlike points (M, d) and weights (M,) that stand for the posterior.
 
         Where there are more, they are thinned systematically: no point is there twice, so none leaks.
         """
-        assert self.z is not None
         smooth = pareto_smooth(self.log_w())[0]
         chosen, counts = resample(smooth, most).unique(return_counts=True)
         return self.z[chosen], counts.double() / most
