@@ -168,6 +168,17 @@ def climb(
         target: with its budget; reaching it ends the climb with the best so far.
         start: an earlier q, or draws' moments, to begin with beside the usual starts.
         say: told what is being done.
+
+    Raises:
+        ValueError: the potential is finite at no draw of the prior.
+
+    >>> from torch.distributions import Independent, Normal
+    >>> from visbi.priors import coordinates
+    >>> prior = Independent(Normal(torch.zeros(2).double(), 1.0), 1)
+    >>> target = Target(lambda theta: 3 - 50 * theta.square().sum(-1), coordinates(prior))
+    >>> report = climb(target).report
+    >>> report.rung, report.status, report.log_evidence - 3 - math.log(2 * math.pi / 100)
+    ('a Gaussian', 'ok', 0.00)
     """
     now = _Climb(target, say)
     reason = ""

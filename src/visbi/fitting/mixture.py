@@ -47,12 +47,12 @@ class Mixture:
         loc: (F, K, d).
         tril: (F, K, d, d), lower Cholesky factors of the covariances.
 
-    >>> loc = torch.tensor([[[-3.0], [3.0]]], dtype=torch.float64)
+    >>> loc = torch.tensor([[[-9.0], [9.0]]], dtype=torch.float64)
     >>> q = Mixture.of(torch.zeros(1, 2), loc, torch.ones(1, 2, 1, 1, dtype=torch.float64))
     >>> int((q.sample(100) > 0).sum())
     50
     >>> q.log_prob(torch.zeros(1, 1, 1, dtype=torch.float64))
-    tensor([[-5.4189]], dtype=torch.float64)
+    tensor([[-41.4189]], dtype=torch.float64)
     """
 
     log_weights: Tensor
