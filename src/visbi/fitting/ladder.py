@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from visbi.certificate.modes import find_modes
-from visbi.certificate.report import Report, certify
+from visbi.certificate.report import BROKEN, Report, broken_sentence, certify
 from visbi.certificate.weights import pareto_smooth, resample
 from visbi.fitting.budget import BudgetReached
 from visbi.fitting.explore import Exploration, drift, explore
@@ -89,6 +89,7 @@ class _Climb:
     starts: Tensor = field(init=False)
     modes: int = 1
     flown: bool = False
+    broken: float = 0.0  # share of the answer's draws at which the potential is NaN or +inf
     best: tuple[str, Proposal, Trial] | None = None
     answer: tuple[str, Answer] | None = None
 
@@ -102,12 +103,14 @@ class _Climb:
 
     def certified(self, rung: str, q: Proposal, *, spare: float) -> bool:
         """Whether q passes with draws to spare; if it passes at all it is kept as an answer."""
+        broken = self.target.n_broken
         trial = self.pool.draw(q, _DRAWS)
+        broken = (self.target.n_broken - broken) / _DRAWS
         ell, log_q = trial.ell, trial.log_q
         report = certify(ell, log_q, resampled=True, doubts=self.doubts(q, trial.z, ell, log_q))
         answer = Answer(q, trial.z, ell, log_q, report)
         if self.answer is None or _rank(report) > _rank(self.answer[1].report):
-            self.answer = rung, answer
+            self.answer, self.broken = (rung, answer), broken
         if report.status in ("ok", "corrected") and report.ess_fraction >= spare:
             return True
         self.story.append(f"{rung} {_why(report)}")
@@ -370,7 +373,8 @@ def _conclude(now: _Climb, reason: str) -> Answer:
     else:
         rung, answer = _unfinished(now)
     report = answer.report
-    doubts = [f"the fit ended early: {reason}. Give it more."] if reason else []
+    doubts = [broken_sentence(now.broken)] if now.broken > BROKEN else []
+    doubts += [f"the fit ended early: {reason}. Give it more."] if reason else []
     if doubts and report.status in ("ok", "corrected"):
         report = certify(answer.ell, answer.log_q, resampled=True, doubts=doubts)
     elif doubts and now.best is None:
