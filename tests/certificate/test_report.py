@@ -116,7 +116,12 @@ class TestStatus:
     def test_an_ess_that_falls_as_draws_are_added(self):
         log_w = 0.1 * torch.randn(N, dtype=torch.float64)
         assert certify(log_w, torch.zeros(N)).status == "ok"
-        log_w[N // 4 :: N // 25] += 5.3  # nineteen weights of 200, none in the first quarter
+        few = log_w.clone()
+        few[N // 4 :: N // 25] += 5.3  # nineteen weights of 200, none in the first quarter
+        found = certify(few, torch.zeros(N))
+        assert found.ess > 1000
+        assert found.status == "suspect"  # for their tail; smoothed, the largest do not weigh so much
+        log_w[N // 4 :: 38] += 3.0  # a fiftieth of all draws, of weight 20: more than a tail
         found = certify(log_w, torch.zeros(N))
         assert found.ess > 1000
         assert found.status == "suspect"

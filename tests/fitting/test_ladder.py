@@ -171,6 +171,10 @@ class TestNotFinite:
         assert float(z[:, 0].mean()) == pytest.approx(mean, abs=0.05)
         if math.isinf(bad):
             assert report.status in GOOD
+        else:
+            assert report.status == "suspect"
+            assert report.sentence.startswith("the potential is NaN or +inf at ")
+            assert len(report.story) <= 1  # no dearer way would mend it
         assert report.n_nonfinite == int((answer.z[:, 0] <= 0.5).sum()) > 0
         assert report.kl_reverse == math.inf and max(map(len, str(report).splitlines())) < 300
 

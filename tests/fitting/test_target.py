@@ -8,7 +8,7 @@ from torch.distributions import MultivariateNormal
 
 from family_cases import box_prior, mixed_prior, positive_prior, real_prior, simplex_prior
 from visbi.fitting import target as module
-from visbi.fitting.target import Target, log_standard_normal
+from visbi.fitting.target import Target, is_usable, log_standard_normal
 from visbi.priors import coordinates
 
 
@@ -80,12 +80,24 @@ def test_what_is_not_finite_is_low_flat_and_counted():
     assert value.tolist() == [-2.0, -1e30, -1e30, -5.0] and target.n_nonfinite == 2
     torch.testing.assert_close(gradient, torch.tensor([[-2.0, -2.0], [0, 0], [0, 0], [-4.0, 2.0]]).double())
     assert target.value(z).tolist() == value.tolist() and target.n_nonfinite == 4
+    assert target.n_broken == 4  # NaN and +inf
+
+
+def test_a_density_of_zero_is_not_broken():
+    target = Target(lambda theta: torch.where(theta[:, 0] > 0, 0.0, -torch.inf), coordinates(standard(1)))
+    assert target.value(torch.tensor([[1.0], [-1.0]]).double()).tolist() == [0.0, -1e30]
+    assert (target.n_nonfinite, target.n_broken) == (1, 0)
 
 
 def test_no_value_is_lower_than_what_is_not_finite():
     target = Target(lambda theta: -1e200 * theta[:, 0].square(), coordinates(standard(1)))
     assert target.value(torch.tensor([[1.0], [0.0]]).double()).tolist() == [-1e30, 0.0]
     assert target.n_nonfinite == 0
+
+
+def test_what_is_usable():
+    ell = torch.tensor([[0.0, -1e28, -1e30], [1e300, -1e5, -1e30]]).double()
+    assert is_usable(ell).tolist() == [[True, True, False], [True, True, False]]
 
 
 def test_plus_infinity_is_not_a_maximum():

@@ -33,7 +33,7 @@ from visbi.certificate.weights import (
 )
 from visbi.core.checks import violation
 
-__all__ = ["FitError", "Report", "certify", "recertified"]
+__all__ = ["BROKEN", "FitError", "Report", "broken_sentence", "certify", "recertified"]
 
 _KHAT_MAX = 0.7
 _KHAT_HOPELESS = 1.0  # the weights have no mean
@@ -44,7 +44,8 @@ _BEYOND = (
 )
 _SIGMAS = 2.0  # by which k-hat is raised to bound the mass that draws of q did not reach
 _CLOSE = 0.1  # a perfect classifier between raw draws and exact ones is right at most 55 % of the time
-_BROKEN = 0.01  # share of draws at which log p may be NaN or +inf
+BROKEN = 0.01
+"""Share of draws at which log p may be NaN or +inf."""
 _ROUNDING = 1.0  # nats
 
 
@@ -219,6 +220,15 @@ def recertified(report: Report, log_p: Tensor, log_q: Tensor) -> Report:
     return replace(fresh, **{name: getattr(report, name) for name in kept})
 
 
+def broken_sentence(share: float) -> str:
+    """What is wrong with a potential that is NaN or +inf at this share of draws.
+
+    >>> broken_sentence(0.25)
+    'the potential is NaN or +inf at 25 % of the draws. Look at it there.'
+    """
+    return f"the potential is NaN or +inf at {100 * share:.0f} % of the draws. Look at it there."
+
+
 def _modes_line(modes: Sequence[Mode]) -> str:
     """Weights, and places where they are few and short."""
     if len(modes) == 1:
@@ -240,11 +250,8 @@ def _stability(log_w: Tensor) -> float:
 def _complaint(log_p: Tensor) -> tuple[str, str] | None:
     """What is wrong with the potential itself, whatever q."""
     broken = float((log_p.isnan() | (log_p == math.inf)).double().mean())
-    if broken > _BROKEN:
-        return (
-            "suspect",
-            f"the potential is NaN or +inf at {100 * broken:.0f} % of the draws. Look at it there.",
-        )
+    if broken > BROKEN:
+        return "suspect", broken_sentence(broken)
     magnitude = log_p[log_p.isfinite()].abs().double()
     rounding = torch.finfo(log_p.dtype).eps * float(magnitude.median()) if len(magnitude) else 0.0
     if rounding > _ROUNDING:

@@ -19,6 +19,7 @@ class Budget:
         max_evals: evaluations of the potential, with and without gradient together; None is no limit.
         max_seconds: wall time; None is no limit.
         evals: used so far.
+        started: when it was made, by `time.monotonic`.
 
     >>> budget = Budget(max_evals=10)
     >>> budget.spend(8)

@@ -157,6 +157,9 @@ def explore(
         base: where they start; None is N(0, I).
         gradient: whether the moves use the potential's gradient.
 
+    Raises:
+        BudgetReached: the target's budget is used up.
+
     >>> from torch.distributions import Independent, Normal
     >>> from visbi.priors import coordinates
     >>> prior = Independent(Normal(torch.zeros(2), torch.ones(2)), 1)
@@ -324,6 +327,16 @@ def drift(target: Target, z: Tensor, log_q: LogDensity, *, gradient: bool, round
 
     Returns:
         The mean rise of log-weights over its standard error, where the rise is more than `_RISE`; else 0.
+
+    Raises:
+        BudgetReached: the target's budget is used up.
+
+    >>> from torch.distributions import Independent, Normal
+    >>> from visbi.priors import coordinates
+    >>> prior = Independent(Normal(torch.zeros(2).double(), 1.0), 1)
+    >>> target = Target(prior.log_prob, coordinates(prior))  # the posterior is the prior
+    >>> drift(target, prior.sample((256,)), prior.log_prob, gradient=True)
+    0.0
     """
     moves = _Moves(target, StandardNormal(target.dim), gradient)
     one = torch.ones(1, dtype=z.dtype, device=z.device)

@@ -67,6 +67,17 @@ def train_flow(
         batch: draws in each.
         points: (N, d) and weights (N,) that stand for the posterior, for the forward KL.
         forward_share: of the loss that is forward KL.
+
+    Raises:
+        BudgetReached: the target's budget is used up; the flow is left as the last step made it.
+
+    >>> from torch.distributions import Independent, Normal
+    >>> from visbi.priors import coordinates
+    >>> prior = Independent(Normal(torch.zeros(2).double(), 1.0), 1)
+    >>> target = Target(lambda theta: prior.log_prob(theta) + 3, coordinates(prior))
+    >>> elbo = train_flow(flow_body(2), target, round_=0, steps=10, batch=16)
+    >>> elbo < 3.001
+    True
     """
     parameters = [p for p in body.parameters() if p.requires_grad]
     peak = _PEAKS[min(round_, len(_PEAKS) - 1)]
@@ -102,11 +113,19 @@ def train_flow(
 
 
 def flow_body(dim: int) -> CouplingBody:
-    """The flow that the ladder trains."""
+    """The flow that the ladder trains, for z in R^dim; networks are wider in many dimensions.
+
+    >>> flow_body(3).rsample_and_log_prob(2)[0].shape
+    torch.Size([2, 3])
+    """
     return CouplingBody(dim, hidden_features=64 if dim <= _FEW_DIMENSIONS else 128)
 
 
 def widened(body: CouplingBody) -> WidenedBody:
-    """The trained flow with a tenth of its mass spread wider, as `mixture.defended` has it."""
+    """The trained flow with a tenth of its mass spread wider, as `mixture.defended` has it; shares weights.
+
+    >>> widened(flow_body(2)).shares.tolist()
+    [0.9, 0.08, 0.02]
+    """
     scales, shares = zip(*defence(body.dim), strict=True)
     return WidenedBody(body, scales=(1.0, *scales), shares=(1.0 - sum(shares), *shares))

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from visbi.certificate.modes import find_modes
-from visbi.certificate.report import Report, certify
+from visbi.certificate.report import BROKEN, Report, broken_sentence, certify
 from visbi.certificate.weights import pareto_smooth, resample
 from visbi.fitting.budget import BudgetReached
 from visbi.fitting.explore import Exploration, drift, explore
@@ -89,6 +89,7 @@ class _Climb:
     starts: Tensor = field(init=False)
     modes: int = 1
     flown: bool = False
+    broken: float = 0.0  # share of the answer's draws at which the potential is NaN or +inf
     best: tuple[str, Proposal, Trial] | None = None
     answer: tuple[str, Answer] | None = None
 
@@ -102,12 +103,14 @@ class _Climb:
 
     def certified(self, rung: str, q: Proposal, *, spare: float) -> bool:
         """Whether q passes with draws to spare; if it passes at all it is kept as an answer."""
+        broken = self.target.n_broken
         trial = self.pool.draw(q, _DRAWS)
+        broken = (self.target.n_broken - broken) / _DRAWS
         ell, log_q = trial.ell, trial.log_q
         report = certify(ell, log_q, resampled=True, doubts=self.doubts(q, trial.z, ell, log_q))
         answer = Answer(q, trial.z, ell, log_q, report)
         if self.answer is None or _rank(report) > _rank(self.answer[1].report):
-            self.answer = rung, answer
+            self.answer, self.broken = (rung, answer), broken
         if report.status in ("ok", "corrected") and report.ess_fraction >= spare:
             return True
         self.story.append(f"{rung} {_why(report)}")
@@ -168,6 +171,17 @@ def climb(
         target: with its budget; reaching it ends the climb with the best so far.
         start: an earlier q, or draws' moments, to begin with beside the usual starts.
         say: told what is being done.
+
+    Raises:
+        ValueError: the potential is finite at no draw of the prior.
+
+    >>> from torch.distributions import Independent, Normal
+    >>> from visbi.priors import coordinates
+    >>> prior = Independent(Normal(torch.zeros(2).double(), 1.0), 1)
+    >>> target = Target(lambda theta: 3 - 50 * theta.square().sum(-1), coordinates(prior))
+    >>> report = climb(target).report
+    >>> report.rung, report.status, report.log_evidence - 3 - math.log(2 * math.pi / 100)
+    ('a Gaussian', 'ok', 0.00)
     """
     now = _Climb(target, say)
     reason = ""
@@ -359,7 +373,8 @@ def _conclude(now: _Climb, reason: str) -> Answer:
     else:
         rung, answer = _unfinished(now)
     report = answer.report
-    doubts = [f"the fit ended early: {reason}. Give it more."] if reason else []
+    doubts = [broken_sentence(now.broken)] if now.broken > BROKEN else []
+    doubts += [f"the fit ended early: {reason}. Give it more."] if reason else []
     if doubts and report.status in ("ok", "corrected"):
         report = certify(answer.ell, answer.log_q, resampled=True, doubts=doubts)
     elif doubts and now.best is None:

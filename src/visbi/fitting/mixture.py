@@ -46,6 +46,13 @@ class Mixture:
         log_weights: (F, K), normalised.
         loc: (F, K, d).
         tril: (F, K, d, d), lower Cholesky factors of the covariances.
+
+    >>> loc = torch.tensor([[[-9.0], [9.0]]], dtype=torch.float64)
+    >>> q = Mixture.of(torch.zeros(1, 2), loc, torch.ones(1, 2, 1, 1, dtype=torch.float64))
+    >>> int((q.sample(100) > 0).sum())
+    50
+    >>> q.log_prob(torch.zeros(1, 1, 1, dtype=torch.float64))
+    tensor([[-41.4189]], dtype=torch.float64)
     """
 
     log_weights: Tensor
@@ -166,7 +173,7 @@ class Mixture:
         return Mixture(self.log_weights, self.loc, self.tril * math.sqrt(factor))
 
     def only(self, keep: Tensor) -> "Mixture":
-        """The components `keep` (K,) bool, or indices, of every mixture."""
+        """The components `keep` (K,) bool, or indices, of every mixture; weights are normalised again."""
         return Mixture(
             torch.log_softmax(self.log_weights[:, keep], -1), self.loc[:, keep], self.tril[:, keep]
         )
@@ -177,12 +184,22 @@ def defence(dim: int) -> tuple[tuple[float, float], ...]:
 
     The norm of a standard normal vector lies near sqrt(d) with a spread of sqrt(1/2): a factor of
     1 + r / sqrt(2 d) moves that shell outwards by r of its spreads, in any dimension.
+
+    >>> defence(2)
+    ((2.25, 0.08), (4.0, 0.02))
     """
     return tuple((1 + radius / math.sqrt(2 * dim), share) for radius, share in _DEFENCE)
 
 
 def defended(q: Mixture) -> Mixture:
-    """q with a tenth of its mass spread wider, so that weights at its edge stay bounded."""
+    """q with a tenth of its mass spread wider, so that weights at its edge stay bounded.
+
+    The defensive mixture of Hesterberg (1995) with q's own shape for the wide part; see `defence`.
+
+    >>> loc, cov = torch.zeros(1, 1, 2).double(), torch.eye(2).double()[None, None]
+    >>> defended(Mixture.of(torch.zeros(1, 1).double(), loc, cov)).log_weights.exp()
+    tensor([[0.9016, 0.0784, 0.0200]], dtype=torch.float64)
+    """
     wide = q
     for factor, share in defence(q.loc.shape[-1]):
         wide = wide.with_(q.widened(factor**2), share)
@@ -199,6 +216,13 @@ def expectation_maximisation(
             weight.
         z: (F, N, d). weights: (F, N), normalised.
         max_iters: most iterations; fewer if the log-likelihood gains less than `tol` nats.
+
+    >>> z = torch.cat([torch.randn(1, 300, 1) - 5, torch.randn(1, 100, 1) + 5], 1).double()
+    >>> loc = torch.tensor([[[-1.0], [1.0]]], dtype=torch.float64)
+    >>> start = Mixture.of(torch.zeros(1, 2).double(), loc, torch.ones(1, 2, 1, 1).double())
+    >>> even = torch.full((1, 400), 1 / 400, dtype=torch.float64)
+    >>> expectation_maximisation(start, z, even).log_weights.exp()
+    tensor([[0.75, 0.25]], dtype=torch.float64)
     """
     before = -math.inf
     for _ in range(max_iters):
@@ -213,7 +237,16 @@ def expectation_maximisation(
 
 
 def maximise(mixture: Mixture, z: Tensor, share: Tensor) -> Mixture:
-    """One M step from responsibilities times weights (F, K, N)."""
+    """One M step from responsibilities times weights.
+
+    Args:
+        mixture: what a component that is left without points keeps, with weight zero; all of it where no
+            component has any.
+        z: (F, N, d). share: (F, K, N), adding up to the points' weights over K.
+
+    Returns:
+        The mixture with the moments of each component's share, shrunk as the module says.
+    """
     d = z.shape[-1]
     mass = share.sum(-1)
     points = mass.square() / share.square().sum(-1).clamp_min(1e-300)
@@ -239,7 +272,19 @@ def maximise(mixture: Mixture, z: Tensor, share: Tensor) -> Mixture:
 
 
 def merged(mixture: Mixture, score: Tensor, most: int) -> Mixture:
-    """At most `most` unlike components of one mixture, best `score` (K,) first, with equal weights."""
+    """At most `most` unlike components of one mixture, best `score` (K,) first, with equal weights.
+
+    Two are alike if their Bhattacharyya distance is below `_ALIKE`:
+    (m - n)' [(S + T) / 2]^-1 (m - n) / 8 + log(|(S + T) / 2| / sqrt(|S| |T|)) / 2.
+
+    Args:
+        mixture: F = 1, K components. score: (K,). most: at least 1.
+
+    >>> loc = torch.tensor([[[0.0], [0.1], [9.0]]], dtype=torch.float64)
+    >>> q = Mixture.of(torch.zeros(1, 3).double(), loc, torch.ones(1, 3, 1, 1).double())
+    >>> merged(q, torch.tensor([1.0, 2.0, 3.0]), 5).loc.flatten().tolist()
+    [9.0, 0.1]
+    """
     loc, cov = mixture.loc[0], mixture.cov[0]
     log_det = 2 * mixture.tril[0].diagonal(dim1=-2, dim2=-1).log().sum(-1)
     kept: list[int] = []
@@ -267,6 +312,14 @@ def spread_out(z: Tensor, weights: Tensor, n: int) -> Tensor:
 
     Each is drawn by its weight times the squared distance to the nearest one drawn before, in units of the
     points' own covariance (k-means++; Arthur, Vassilvitskii 2007).
+
+    Args:
+        z: (N, d). weights: (N,), adding up to one.
+        n: how many; fewer come back where no other point of positive weight lies apart from those drawn.
+
+    >>> z = torch.tensor([[0.0], [0.0], [5.0]], dtype=torch.float64)
+    >>> sorted(z[spread_out(z, torch.full((3,), 1 / 3).double(), 3), 0].tolist())
+    [0.0, 5.0]
     """
     centre = z - (weights[:, None] * z).sum(0)
     cov = (weights[:, None] * centre).mT @ centre
@@ -287,6 +340,13 @@ def local_covariances(z: Tensor, centres: Tensor, neighbours: int) -> Tensor:
 
     Nearness is judged in units of the points' own covariance first, then once more in units of the
     covariances so found: a narrow ridge gets narrow neighbourhoods.
+
+    Args:
+        z: (N, d), N >= 2. centres: (C, d).
+        neighbours: how many; all of the points where there are fewer.
+
+    >>> local_covariances(torch.randn(50, 2).double(), torch.zeros(3, 2).double(), 20).shape
+    torch.Size([3, 2, 2])
     """
     d = z.shape[1]
     neighbours = min(neighbours, len(z))

@@ -65,6 +65,16 @@ class Pool:
     Attributes:
         target: the target.
         proposals: those that were drawn from, which must not change afterwards, with the trials of them.
+
+    >>> from torch.distributions import Independent, Normal
+    >>> from visbi.fitting.mixture import Mixture
+    >>> from visbi.priors import coordinates
+    >>> prior = Independent(Normal(torch.zeros(2).double(), 1.0), 1)
+    >>> pool = Pool(Target(lambda theta: prior.log_prob(theta) + 3, coordinates(prior)))
+    >>> loc, cov = torch.zeros(1, 1, 2).double(), torch.eye(2).double()[None, None]
+    >>> trial = pool.draw(Mixture.of(torch.zeros(1, 1).double(), loc, cov), 100)
+    >>> trial.share, pool.log_w().mean()
+    (1.0, tensor(3., dtype=torch.float64))
     """
 
     target: Target
@@ -72,7 +82,11 @@ class Pool:
     _known: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     def draw(self, q: Proposal, n: int) -> Trial:
-        """n fresh draws of q, evaluated, kept and weighed by themselves."""
+        """n >= 25 fresh draws of q, evaluated, kept and weighed by themselves.
+
+        Raises:
+            BudgetReached: the target's budget has less than n evaluations left.
+        """
         z = q.sample(n)
         ell, log_q = self.target.value(z)[0], q.log_prob(z)[0]
         ell = torch.where(is_usable(ell), ell, -torch.inf)
@@ -110,7 +124,8 @@ class Pool:
     def points(self, most: int) -> tuple[Tensor, Tensor]:
         """At most `most` unlike points (M, d) and weights (M,) that stand for the posterior.
 
-        Where there are more, they are thinned systematically: no point is there twice, so none leaks.
+        Where there are more, they are thinned systematically: no point is there twice, so none leaks. All
+        weigh alike where none has a finite potential.
         """
         smooth = pareto_smooth(self.log_w())[0]
         chosen, counts = resample(smooth, most).unique(return_counts=True)

@@ -29,6 +29,20 @@ def useful_gradient(target: Target, z: Tensor, resolution: float = 1e-6) -> bool
         target: the target.
         z: (n, d) points at which ell is finite.
         resolution: relative rounding of the potential's values.
+
+    Raises:
+        BudgetReached: the target's budget has less than 6 n evaluations left.
+
+    >>> from torch.distributions import Independent, Normal
+    >>> from visbi.priors import coordinates
+    >>> prior = Independent(Normal(torch.zeros(2).double(), 1.0), 1)
+    >>> z = torch.randn(32, 2, dtype=torch.float64)
+    >>> def smooth(theta):
+    ...     return prior.log_prob(theta) - 9 * theta.square().sum(-1)
+    >>> def in_steps(theta):
+    ...     return prior.log_prob(theta) - (3 * theta).round().square().sum(-1)
+    >>> [useful_gradient(Target(log_p, coordinates(prior)), z) for log_p in (smooth, in_steps)]
+    [True, False]
     """
     direction = torch.randn_like(z)
     direction = direction / direction.norm(dim=-1, keepdim=True)

@@ -44,7 +44,26 @@ _HOPELESS = 14.0  # nats of local evidence below the best beyond which a matched
 
 
 def matched(target: Target, starts: Tensor, cov: Tensor) -> Mixture:
-    """A mixture of the unlike Gaussians matched from starts (K, d) with covariances (K, d, d)."""
+    """A mixture of the unlike Gaussians matched from starts (K, d) with covariances (K, d, d).
+
+    At most `_COMPONENTS`, of equal weights; what ends far below the best is dropped.
+
+    Raises:
+        BudgetReached: the target's budget is used up.
+
+    >>> from torch.distributions import Independent, Normal
+    >>> from visbi.priors import coordinates
+    >>> prior = Independent(Normal(torch.zeros(2).double(), 1.0), 1)
+    >>> centre = torch.tensor([2.0, 0.0], dtype=torch.float64)
+    >>> def log_p(theta):
+    ...     each = [-50 * (theta - side * centre).square().sum(-1) for side in (1, -1)]
+    ...     return torch.logaddexp(*each)
+    >>> starts = torch.stack([0.9 * centre, -0.9 * centre, 1.1 * centre])
+    >>> cov = 0.01 * torch.eye(2).double().expand(3, 2, 2)
+    >>> found = matched(Target(log_p, coordinates(prior)), starts, cov)
+    >>> sorted(found.loc[0, :, 0].tolist())
+    [-2.0, 2.0]
+    """
     match = match_gaussian(target, starts, cov, batch=max(2 * target.dim, 32), max_iters=10)
     good = torch.isfinite(match.elbo) & (match.elbo > match.elbo.max() - _HOPELESS)
     found = Mixture.of(torch.zeros_like(match.elbo)[None], match.loc[None], match.cov[None]).only(good)
@@ -62,7 +81,16 @@ def around(z: Tensor) -> Mixture:
 
 
 def from_particles(seen: Exploration) -> Mixture:
-    """EM on all that the explorer saw (F = 1), weighted, from local covariances."""
+    """EM on all that the explorer saw (F = 1), weighted, from local covariances.
+
+    >>> from torch.distributions import Independent, Normal
+    >>> from visbi.priors import coordinates
+    >>> prior = Independent(Normal(torch.zeros(2).double(), 1.0), 1)
+    >>> from visbi.fitting.explore import explore
+    >>> seen = explore(Target(prior.log_prob, coordinates(prior)), 256)
+    >>> from_particles(seen).sample(10).shape
+    torch.Size([1, 10, 2])
+    """
     pool = _Weighted.of(seen)
     z, weights = pool.z, pool.weights
     d = z.shape[1]
@@ -109,7 +137,10 @@ class Blend:
 
 
 def patch(pool: Pool, q: Proposal) -> Blend:
-    """q with a mixture where it is too low: EM on all points, with q as one component that stays as it is."""
+    """q with a mixture where it is too low: EM on all points, with q as one component that stays as it is.
+
+    The share of q's mass that the mixture takes is at most a half.
+    """
     z, weights = pool.points(2 * _POINTS)
     log_q = q.log_prob(z[None])
     density = weights.log() - log_q[0]
@@ -129,7 +160,16 @@ def patch(pool: Pool, q: Proposal) -> Blend:
 
 
 def refined(pool: Pool, q: Mixture, trial: Trial, *, rounds: int = 4) -> tuple[Mixture, Trial]:
-    """The best mixture after at most `rounds` refits, and the trial of it."""
+    """The best mixture after at most `rounds` refits, and the trial of it.
+
+    Args:
+        pool: all points so far; fresh draws of every refit, defended, are added.
+        q: the mixture to begin with. trial: of it.
+        rounds: most refits; fewer where the effective share is large or no longer grows.
+
+    Raises:
+        BudgetReached: the target's budget is used up.
+    """
     best, current = (q, trial), q
     for _ in range(rounds):
         if best[1].share > 0.9:

@@ -46,14 +46,15 @@ class Target:
     Attributes:
         dim: d.
         n_values, n_gradients: evaluations so far, without and with gradient.
-        n_nonfinite: how many of them were not finite.
+        n_nonfinite: how many of them were not finite, and
+        n_broken: how many of those were NaN or +inf, which no density is.
     """
 
     def __init__(self, log_p: LogDensity, coords: Coordinates, budget: Budget | None = None) -> None:
         self._log_p, self._coords = log_p, coords
         self.budget = Budget() if budget is None else budget
         self.dim = coords.dim_z
-        self.n_values = self.n_gradients = self.n_nonfinite = 0
+        self.n_values = self.n_gradients = self.n_nonfinite = self.n_broken = 0
 
     @property
     def device(self) -> torch.device:
@@ -92,4 +93,5 @@ class Target:
     def _clean(self, value: Tensor) -> Tensor:
         finite = torch.isfinite(value)
         self.n_nonfinite += int((~finite).sum())
+        self.n_broken += int((~finite & (value != -torch.inf)).sum())
         return torch.where(finite, value.clamp_min(_FLOOR), _FLOOR)
