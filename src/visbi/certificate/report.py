@@ -43,6 +43,7 @@ _SIGMAS = 2.0  # by which k-hat is raised to bound the mass that draws of q did 
 _CLOSE = 0.1  # a perfect classifier between raw draws and exact ones is right at most 55 % of the time
 _BROKEN = 0.01  # share of draws at which log p may be NaN or +inf
 _ROUNDING = 1.0  # nats
+_IMPOSSIBLE = -1e29  # and lower stands for minus infinity: no log-density is there by itself
 
 
 @dataclass(frozen=True)
@@ -162,6 +163,7 @@ def certify(
     if log_p.ndim != 1 or log_p.shape != log_q.shape:
         shapes = f"{tuple(log_p.shape)} and {tuple(log_q.shape)}"
         raise ValueError(violation("log_p` and `log_q", "one shape (N,)", shapes))
+    log_p = torch.where(log_p > _IMPOSSIBLE, log_p, torch.where(log_p.isnan(), log_p, -torch.inf))
     log_w = log_p.double() - log_q.double()
     smooth, khat = pareto_smooth(log_w)
     ess = effective_sample_size(log_w)
