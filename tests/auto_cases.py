@@ -71,6 +71,6 @@ def _proposal(kind: str, dim: int) -> Proposal:
         body = flow_body(dim)
         body.placed(loc, spread * torch.eye(dim).double())
         for parameter in body.layers.parameters():
-            parameter.data.add_(0.03 * torch.randn_like(parameter))
+            parameter.data.add_(0.003 * torch.randn_like(parameter))
     flow = FlowProposal(widened(body))
     return flow if kind == "flow" else Blend(flow, mixture, 0.3)

@@ -23,7 +23,16 @@ from visbi.families.gaussian import GaussianBody
 from visbi.priors import coordinates
 
 shows = Shown()
-METHODS = ("train_amortized", "sample", "sample_batched", "log_prob", "potential", "map", "evaluate")
+METHODS = (
+    "train_amortized",
+    "sample",
+    "weighted_sample",
+    "sample_batched",
+    "log_prob",
+    "potential",
+    "map",
+    "evaluate",
+)
 LATER = pytest.mark.parametrize("later", [False, True], ids=["first", "later"])
 X_O = torch.tensor([[0.6, -0.4]])
 QUICK: dict[str, Any] = dict(
@@ -421,6 +430,25 @@ def test_max_sampling_batch_size(at_once: int, later: bool, monkeypatch: pytest.
     for wrong in (0, 1.5):
         with pytest.raises(ValueError, match="`max_sampling_batch_size`"):
             posterior.sample_batched((2,), X_O, max_sampling_batch_size=wrong)
+
+
+@shows("sample", "correct")
+@shows("weighted_sample", "n", "x")
+@shows("log_prob", "normalized")
+@LATER
+def test_weights_belong_to_fits_to_one_observation(later: bool) -> None:
+    posterior = fitted(ready(later))
+    assert posterior.sample((3,), X_O, correct=False).shape == (3, 2)
+    assert posterior.log_prob(torch.zeros(1, 2), X_O, normalized="q").shape == (1,)
+    for name, ask in {
+        "correct": lambda: posterior.sample((3,), X_O, correct=True),
+        "weighted_sample": lambda: posterior.weighted_sample(n=100, x=X_O),
+        "normalized": lambda: posterior.log_prob(torch.zeros(1, 2), X_O, normalized="potential"),
+    }.items():
+        with pytest.raises(
+            ValueError, match=f"`{name}`: expected a fit to one observation; got an amortised"
+        ):
+            ask()
 
 
 @shows("log_prob", "theta", "x", "track_gradients")

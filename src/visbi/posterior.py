@@ -520,7 +520,8 @@ class VIPosterior:
         with seeded(seed):
             draws = self._weighted(fit)
         with seeded(seed + 1):
-            draws = self._weighted(fit, draws.needed(shape.numel()))
+            while (n := draws.needed(shape.numel())) > len(draws.theta):
+                draws = self._weighted(fit, n)
         with seeded(seed + 2):
             return draws.resampled(shape.numel()).reshape(*shape, *self._family.event_shape)
 

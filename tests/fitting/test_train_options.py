@@ -38,6 +38,9 @@ BAD = {
     "weight_transform": ["clamp", 3.0],
     "init": ["posterior", None, torch.zeros(3), torch.zeros(1, 2), torch.full((4, 2), torch.nan)],
     "seed": ["one", 1.5],
+    "max_potential_evals": [0, -5, 1.5, math.inf, "many", True],
+    "max_seconds": [0, -1.0, math.nan, math.inf, "long"],
+    "allow_failed": [None, 1, "yes"],
 }
 GOOD = {
     "n_particles": [1, np.int64(7), 8.0],
@@ -57,6 +60,9 @@ GOOD = {
     "weight_transform": [None, torch.sqrt],
     "init": [*INITS, torch.zeros(2, 3)],
     "seed": [None, 0, np.int64(3), torch.tensor(4)],
+    "max_potential_evals": [None, 1, np.int64(7), 1e5],
+    "max_seconds": [None, 1, 0.5, np.float64(2.0)],
+    "allow_failed": [True, False],
 }
 
 

@@ -45,6 +45,41 @@ def trained(kind: type, **options: Any) -> Any:
     return made(kind, **options).set_default_x(X_O).train(**SHORT)
 
 
+# q="auto"
+
+
+def test_differs_q_auto() -> None:
+    """Theirs has no such name; ours finds a q, and corrects its draws unless told not to."""
+    with pytest.raises((ValueError, AssertionError, KeyError, NotImplementedError)):
+        made(TheirPosterior, q="auto")
+    posterior = made(VIPosterior, q="auto").train(X_O, show_progress_bar=False, quality_control=False, seed=1)
+    assert posterior.report.status == "ok"
+    torch.manual_seed(0)
+    raw = posterior.sample((2000,), correct=False)
+    torch.manual_seed(0)
+    assert not torch.equal(posterior.sample((2000,)), raw)
+    torch.manual_seed(0)
+    assert torch.equal(made_and_drawn(posterior), raw)
+
+
+def made_and_drawn(posterior: VIPosterior) -> Tensor:
+    return posterior.q.sample((2000,))
+
+
+def test_differs_weights_of_draws() -> None:
+    """What theirs does not have: weighted draws, corrected ones, and the density of the posterior itself."""
+    assert not hasattr(TheirPosterior, "weighted_sample")
+    for method, keyword in (("sample", "correct"), ("log_prob", "normalized")):
+        assert keyword in inspect.signature(getattr(VIPosterior, method)).parameters
+        assert keyword not in inspect.signature(getattr(TheirPosterior, method)).parameters
+    posterior = trained(VIPosterior)
+    theta, log_w = posterior.weighted_sample(1000)
+    assert theta.shape == (1000, 2) and float(log_w.exp().sum()) == pytest.approx(1.0)
+    assert posterior.sample((10,), correct=True).shape == (10, 2)
+    difference = posterior.log_prob(theta, normalized="potential") - posterior.potential(theta)
+    assert float(difference.std()) < 1e-3  # a constant, minus the log-evidence
+
+
 # the gradient
 
 

@@ -47,6 +47,7 @@ _CLOSE = 0.1  # a perfect classifier between raw draws and exact ones is right a
 BROKEN = 0.01
 """Share of draws at which log p may be NaN or +inf."""
 _ROUNDING = 1.0  # nats
+_IMPOSSIBLE = -1e29  # and lower stands for minus infinity: no log-density is there by itself
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,7 @@ def certify(
     if log_p.ndim != 1 or log_p.shape != log_q.shape:
         shapes = f"{tuple(log_p.shape)} and {tuple(log_q.shape)}"
         raise ValueError(violation("log_p` and `log_q", "one shape (N,)", shapes))
+    log_p = torch.where(log_p > _IMPOSSIBLE, log_p, torch.where(log_p.isnan(), log_p, -torch.inf))
     log_w = log_p.double() - log_q.double()
     smooth, khat = pareto_smooth(log_w)
     ess = effective_sample_size(log_w)

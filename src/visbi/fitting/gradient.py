@@ -32,7 +32,7 @@ from visbi.fitting.budget import BudgetReached
 from visbi.fitting.config import TrainOptions
 from visbi.objectives import Loss, reverse_kl
 
-__all__ = ["Trace", "fit_gradient", "make_optimizer", "warm_up"]
+__all__ = ["Trace", "fit_gradient", "make_optimizer", "trainable", "warm_up"]
 
 _WINDOW = 50
 _PATIENCE = 3
@@ -67,11 +67,16 @@ class Trace:
         return len(self.loss)
 
 
+def trainable(family: Family) -> list[Tensor]:
+    """What an optimiser steps; ValueError if there is nothing."""
+    if parameters := family.trainable():
+        return parameters
+    raise ValueError("`q`: expected trainable parameters; got none (pass `parameters=` or `modules=`)")
+
+
 def make_optimizer(family: Family, options: TrainOptions) -> tuple[torch.optim.Optimizer, Any]:
     """A fresh optimiser for the family's parameters, and its schedule."""
-    parameters = family.trainable()
-    if not parameters:
-        raise ValueError("`q`: expected trainable parameters; got none (pass `parameters=` or `modules=`)")
+    parameters = trainable(family)
     # one fused kernel instead of a dozen small ones per parameter
     fused = {"fused": True} if options.optimizer is torch.optim.Adam and _can_fuse(parameters) else {}
     optimizer = _with(options.optimizer, parameters, lr=options.learning_rate, **fused)

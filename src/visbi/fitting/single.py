@@ -14,7 +14,7 @@ from visbi.families.base import Family, LinkedFamily
 from visbi.fitting.budget import Budget
 from visbi.fitting.config import TrainOptions
 from visbi.fitting.explore import explore
-from visbi.fitting.gradient import fit_gradient, make_optimizer, warm_up
+from visbi.fitting.gradient import fit_gradient, make_optimizer, trainable, warm_up
 from visbi.fitting.match import match_gaussian
 from visbi.fitting.state import SingleFit
 from visbi.fitting.target import Target, log_standard_normal
@@ -63,6 +63,7 @@ def fit_single(
     """
     if options.retrain_from_scratch:
         family, before, warm = family.fresh(), None, False
+    trainable(family)
     going_on = before is not None and before.family is family
     if not going_on and not warm:
         family = _place(family, problem, options)
