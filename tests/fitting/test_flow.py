@@ -114,8 +114,8 @@ def test_widened_as_a_mixture_is_defended():
     assert body.scales.tolist() == [1.0, *(factor for factor, _ in defence(2))]
     assert body.shares.tolist() == pytest.approx([0.9, *(share for _, share in defence(2))])
     axes = [
-        torch.linspace(-15, 15, 301, dtype=torch.float64),
-        torch.linspace(-20, 40, 301, dtype=torch.float64),
+        torch.linspace(-25, 25, 501, dtype=torch.float64),
+        torch.linspace(-60, 90, 751, dtype=torch.float64),
     ]
     with torch.no_grad():
         mass = body.log_prob(torch.cartesian_prod(*axes)).exp().sum() * 0.1 * 0.2

@@ -74,4 +74,5 @@ class BlendBody(Body):
         """How many of n draws each body gives."""
         if self.shares.is_meta:  # no numbers there to count
             return [n, *(0 for _ in self.bodies[1:])]
-        return torch.distributions.Multinomial(n, self.shares).sample().long().tolist()
+        which = torch.bucketize(torch.rand(n).to(self.shares), self.shares.cumsum(0)[:-1])
+        return which.bincount(minlength=len(self.shares)).tolist()
