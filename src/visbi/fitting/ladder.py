@@ -237,7 +237,8 @@ def _gaussian(now: _Climb, start: Mixture | None) -> bool:
     if not passed or q is None:
         return False
     log_z = _log_z(now.best[2]) if now.best else 0.0
-    if now.missing(defended(q), log_z) > _FEW or _other_modes(now, q, log_z):
+    elsewhere = start is not None and now.missing_at(defended(q), defended(start), log_z) > _FEW
+    if elsewhere or now.missing(defended(q), log_z) > _FEW or _other_modes(now, q, log_z):
         now.story.append("a Gaussian missed other modes")
         return False
     return now.certified("a Gaussian", defended(q), spare=_CLEAR)
@@ -265,6 +266,8 @@ def _mixture(now: _Climb, start: Mixture | None) -> bool:
         cov = local_covariances(z, starts, max(4 * now.target.dim, 40))
         found.append(matched(now.target, starts, cov))
     found.append(from_particles(seen))
+    if start is not None:  # what the user knows of, whatever the explorer saw
+        found = [q.with_(start, 0.5) for q in found]
     trials = [(q, now.pool.draw(defended(q), _TRIAL)) for q in found]
     best, trial = max(trials, key=lambda pair: _merit(pair[1]))
     now.consider("a mixture", best, trial)
