@@ -8,7 +8,7 @@ log q at arbitrary points then costs d passes, which only a user who asks for it
 The vector v = d log q / dz at q's own draws, which path gradients need, is carried along while sampling
 instead of being found by inversion (`families.carry`).
 
-Flows of which one direction is a closed form and the other a bisection but neither is autoregressive
+Flows of which one direction is a closed form and the other a root search but neither is autoregressive
 (Gaussianization) and coupling flows, one pass both ways, keep zuko's own direction or need no choice.
 """
 
@@ -114,7 +114,7 @@ def spline_flow(dim: int, context: int = 0, *, bins: int = 8, **options: Any) ->
 
 
 class GaussianizationBody(Body):
-    """Gaussianization flow (Meng et al. 2020): data to noise in closed form, noise to data by bisection.
+    """Gaussianization flow (Meng et al. 2020): data to noise in closed form, noise to data by a root search.
 
     Each layer is a mixture cdf per entry and a rotation, so q is mixture-like in every direction it turns to.
     """
