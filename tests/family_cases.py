@@ -12,6 +12,7 @@ from torch.distributions import (
 )
 
 from visbi.families import LinkedFamily, named_family
+from visbi.families.flows import GaussianizationBody
 from visbi.priors import BoxUniform, MultipleIndependent, coordinates
 
 DIMS = (1, 2, 3, 5, 20)
@@ -47,10 +48,13 @@ def roughened(family: LinkedFamily, amount: float | None = None) -> LinkedFamily
     """Noise on every weight, so that no layer is the identity."""
     generator = torch.Generator().manual_seed(1)
     for name, p in family.body.named_parameters():
-        # a Gaussian's parameters stand for ten times their value, and one matrix sums over all entries
+        # a Gaussian's parameters stand for ten times their value, and one matrix sums over all entries;
+        # those of Gaussianization stand for four times theirs
         usual = 0.05 / family.body.dim**0.5 if "raw_" in name else 0.15
         # of many components one gets three times the noise: its draws shall not reach where box edges round
         usual = 0.5 * usual if "raw_" in name and p.ndim > 1 else usual
+        if isinstance(family.body, GaussianizationBody) and ".phi." in name:
+            usual /= 4
         scale = usual if amount is None else amount
         with torch.no_grad():
             p.add_(scale * torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.dtype))

@@ -3,7 +3,9 @@
 import pytest
 import torch
 from scipy.stats import norm
+from torch import nn
 
+from visbi.families.flows import GaussianizationBody
 from visbi.families.gaussianize import Gaussianize
 
 
@@ -53,3 +55,22 @@ def test_the_inverse_finds_its_way_between_components_of_all_widths_and_distance
     y = 2 * torch.randn(100, 500, generator=generator, dtype=torch.float64)
     f = Gaussianize(shift, scale)
     torch.testing.assert_close(f(f.inv(y)), y, rtol=1e-9, atol=1e-9)
+
+
+def test_what_is_saved_does_not_depend_on_the_unit_of_training() -> None:
+    torch.manual_seed(0)
+    body, again = (GaussianizationBody(2, num_transforms=2) for _ in range(2))
+    with torch.no_grad():
+        for parameter in body.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    state = {name: value.clone() for name, value in body.state_dict().items()}
+    layers = [layer for layer in body.flow.transform.transforms if hasattr(layer, "phi")]
+    shift, scale = (state[f"flow.transform.transforms.0.phi.{i}"] for i in range(2))
+    z = torch.randn(5, 2, dtype=torch.float64)
+    torch.testing.assert_close(layers[0](None)(z), Gaussianize(shift, scale)(z))
+    again.load_state_dict(state)
+    assert torch.equal(again.log_prob(z), body.log_prob(z))
+    assert all(torch.equal(value, state[name]) for name, value in again.state_dict().items())
+    outer = nn.ModuleDict({"a": again})
+    outer.load_state_dict({f"a.{name}": value for name, value in state.items()})
+    assert torch.equal(outer["a"].log_prob(z), body.log_prob(z))

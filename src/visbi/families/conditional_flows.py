@@ -1,7 +1,7 @@
 r"""Bodies of conditional families: y = flow(u; h), u ~ N(0, I), by zuko's flows and ours with a context.
 
 The counterparts of `families.flows`, with the same directions: autoregressive layers carry noise to y in one
-pass, coupling layers either way, Gaussianization noise to y by bisection and back in closed form. Path
+pass, coupling layers either way, Gaussianization noise to y by a root search and back in closed form. Path
 gradients need v = d log q / dy at the draws: autoregressive layers carry it along (`families.carry`), and so
 do ours ("coupling", `families.coupling_layers`, here with splines); for the other two log q at a point is one
 cheap pass, whose gradient it is.

@@ -8,7 +8,7 @@ log q at arbitrary points then costs d passes, which only a user who asks for it
 The vector v = d log q / dz at q's own draws, which path gradients need, is carried along while sampling
 instead of being found by inversion (`families.carry`).
 
-Flows of which one direction is a closed form and the other a bisection but neither is autoregressive
+Flows of which one direction is a closed form and the other a root search but neither is autoregressive
 (Gaussianization) and coupling flows, one pass both ways, keep zuko's own direction or need no choice.
 """
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from visbi.core.zuko_import import zuko
 from visbi.families.base import Body, log_standard_normal, path_part
 from visbi.families.carry import carry
-from visbi.families.gaussianize import gaussianization_flow
+from visbi.families.gaussianize import Gaussianize, gaussianization_flow
 from visbi.families.spline import RationalQuadraticSpline, spline_shapes
 
 __all__ = ["AutoregressiveBody", "CouplingFlowBody", "GaussianizationBody", "shrink", "spline_flow"]
@@ -111,10 +111,23 @@ def spline_flow(dim: int, context: int = 0, *, bins: int = 8, **options: Any) ->
     )
 
 
+# Shifts and log-scales of Gaussianization layers are trained in quarters of what they stand for, which moves
+# them by .004 a step at the learning rate of .001. On a Gaussian posterior with half the prior's sds the
+# reverse KL then stops after 500 steps instead of 1200, at a total variation of .006 instead of .016; under
+# the importance-weighted bound, where q stopped far from the optimum, it is .009 instead of .218. A power of
+# two, so that weights survive saving to the last bit.
+_UNIT = 4.0
+
+
+def _scaled(shift: Tensor, scale: Tensor) -> Gaussianize:
+    return Gaussianize(_UNIT * shift, _UNIT * scale)
+
+
 class GaussianizationBody(Body):
-    """Gaussianization flow (Meng et al. 2020): data to noise in closed form, noise to data by bisection.
+    """Gaussianization flow (Meng et al. 2020): data to noise in closed form, noise to data by a root search.
 
     Each layer is a mixture cdf per entry and a rotation, so q is mixture-like in every direction it turns to.
+    Its `state_dict` has shifts and log-scales themselves, whatever unit they are trained in.
     """
 
     def __init__(self, dim: int, *, num_transforms: int) -> None:
@@ -123,7 +136,28 @@ class GaussianizationBody(Body):
         with torch.no_grad():  # near the identity, components apart just enough to part ways
             for layer in self.flow.transform.transforms:
                 for phi, spread in zip(getattr(layer, "phi", ()), (0.3, 0.0), strict=False):
-                    phi.normal_(std=spread) if spread else phi.zero_()
+                    phi.normal_(std=spread / _UNIT) if spread else phi.zero_()
+                if hasattr(layer, "univariate"):
+                    layer.univariate = _scaled
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        state = super().state_dict(*args, **kwargs)
+        prefix = kwargs.get("prefix", "")
+        for name in self._in_units(prefix):
+            state[name] = state[name] * _UNIT
+        return state
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        # comes before the layers' own, which read the same dictionary, a copy of the caller's
+        for name in self._in_units(prefix):
+            if name in state_dict:
+                state_dict[name] = state_dict[name] / _UNIT
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _in_units(self, prefix: str) -> list[str]:
+        return [prefix + name for name, _ in self.named_parameters() if ".phi." in name]
 
     def rsample_and_log_prob(self, n: int) -> tuple[Tensor, Tensor]:
         weight = next(self.parameters())
