@@ -7,8 +7,10 @@ import torch
 from torch.distributions import MultivariateNormal, Normal
 
 from visbi.families import LinkedFamily
+from visbi.families.base import Draws
 from visbi.families.mixture import MixtureBody
 from visbi.objectives import importance_weighted, renyi, reverse_kl
+from visbi.objectives.particles import Particles, choice_term
 from visbi.priors import coordinates
 
 # modes so far apart that no draw comes to lie between them
@@ -52,6 +54,7 @@ def by_quadrature(q, order, n):
 
 CASES = {
     "reverse KL": (0.0, 200, lambda q: reverse_kl(q, log_p, 200)),
+    "reverse KL of two": (0.0, 2, lambda q: reverse_kl(q, log_p, 2)),
     "importance weighted": (1.0, 2, lambda q: importance_weighted(q, log_p, 100, K=2)),
     "one draw a group": (1.0, 1, lambda q: importance_weighted(q, log_p, 200, K=1)),
     "Renyi": (0.5, 2, lambda q: renyi(q, log_p, 2, alpha=0.5)),
@@ -67,7 +70,7 @@ def test_gradient_by_quadrature(case):
     parameters = [p for p in q.trainable() if p.numel()]
     want = by_quadrature(q, order, n)
     found = []
-    for _ in range(1500 if case in ("Renyi", "Renyi above one") else 120):
+    for _ in range(1500 if case in ("Renyi", "Renyi above one", "reverse KL of two") else 120):
         gradient = torch.autograd.grad(loss(q).surrogate, parameters)
         found.append(torch.cat([g.flatten() for g in gradient]))
     values = torch.stack(found)
@@ -86,6 +89,7 @@ def test_nothing_is_left_when_q_is_exact(case):
 
     losses = {
         "reverse KL": lambda: reverse_kl(q, itself, 8),
+        "reverse KL of two": lambda: reverse_kl(q, itself, 2),
         "importance weighted": lambda: importance_weighted(q, itself, 4, K=2),
         "one draw a group": lambda: importance_weighted(q, itself, 4, K=1),
     }
@@ -119,10 +123,51 @@ def test_potentials_that_are_not_finite():
             importance_weighted(q, potential, 4, K=3),
             importance_weighted(q, potential, 4, K=1),
             renyi(q, potential, 6),
+            renyi(q, potential, 6, alpha=2.0),
             reverse_kl(q, potential, 1),
         ):
             for gradient in torch.autograd.grad(loss.surrogate, q.trainable(), allow_unused=True):
                 assert gradient is None or bool(gradient.isfinite().all())
+
+
+@pytest.mark.parametrize("order", [0.5, 1.0, -1.0])
+def test_one_draw_with_all_the_weight(order):
+    q = family()
+    draws = q.draw(3)
+    certain = Particles(draws, torch.tensor([1e6, 0.0, -1e6]).double(), torch.ones(3, dtype=torch.bool))
+    term = choice_term(certain, order=order)
+    assert bool(torch.autograd.grad(term, q.trainable()[0])[0].isfinite().all())
+
+
+@pytest.mark.parametrize("order", [0.5, 1.0, -1.0])
+def test_draws_that_do_not_count(order):
+    choice = torch.zeros(6, dtype=torch.float64, requires_grad=True)
+    values = torch.tensor([0.3, -0.4, 0.9, 0.1, 0.2, -0.6], dtype=torch.float64)
+
+    def gradient(keep, group):
+        n = len(keep)
+        draws = Draws(torch.zeros(n, 1), torch.zeros(n).double(), torch.zeros(n).double(), choice[:n])
+        counted = torch.tensor(keep)
+        particles = Particles(draws, torch.where(counted, values[:n], 0.0), counted)
+        return torch.autograd.grad(choice_term(particles, order=order, group=group), choice)[0]
+
+    whole = gradient([True, True], None)
+    assert bool((whole[:2] != 0).all())
+    # one of three left out is a group of two; a group of one teaches nothing; one of none is no group
+    torch.testing.assert_close(gradient([True, True, False], 3), whole)
+    torch.testing.assert_close(gradient([True, True, False, False, True, False], 3), whole / 2)
+    torch.testing.assert_close(gradient([True, True, False, False, False, False], 3), whole)
+    assert bool((gradient([False, True, False], 3) == 0).all())
+
+
+def test_an_order_next_to_one_is_the_reverse_kl():
+    q = family()
+    found = []
+    for alpha in (1.0, 1.0 - 1e-10):
+        torch.manual_seed(1)
+        surrogate = renyi(q, log_p, 16, alpha=alpha).surrogate
+        found.append(torch.autograd.grad(surrogate, q.trainable()[0])[0])
+    torch.testing.assert_close(*found, rtol=1e-6, atol=1e-6)
 
 
 def test_a_place_keeps_the_choice():

@@ -10,8 +10,9 @@ import torch
 from torch.distributions import Independent, MultivariateNormal, Normal
 
 from family_cases import real_prior, rough_family
-from visbi.families import family_from, named_family
-from visbi.objectives import forward_kl, importance_weighted, renyi, reverse_kl
+from visbi.families import LinkedFamily, family_from, named_family
+from visbi.objectives import Loss, forward_kl, importance_weighted, renyi, reverse_kl
+from visbi.objectives.particles import draw_particles
 from visbi.priors import coordinates
 
 ALL = {
@@ -214,6 +215,16 @@ def test_what_is_not_finite_is_left_out_and_counted(objective, bad):
     torch.testing.assert_close(gradient, step(objective, q, 100, BAD["nan"])[1], rtol=1e-6, atol=1e-6)
 
 
+def test_a_single_particle_counts_in_full():
+    q = family()
+    torch.manual_seed(1)
+    draws = q.draw(1)
+    assert draws.log_q_path is not None
+    by_hand = torch.autograd.grad(-(log_p(draws.theta) - draws.log_q_path).sum(), q.trainable())
+    expected = torch.cat([g.flatten() for g in by_hand])
+    torch.testing.assert_close(step(reverse_kl, q, 1)[1], expected)
+
+
 def test_excluded_particles_send_no_gradient():
     q = family()
     torch.manual_seed(1)
@@ -269,7 +280,8 @@ def unscored():
 @pytest.mark.parametrize("objective", [importance_weighted, renyi])
 def test_bounds_of_weights_need_reparameterisation(objective):
     with pytest.raises(
-        ValueError, match=r"`q`: expected a reparameterised family for vi_method '(IW|alpha)'"
+        ValueError,
+        match=r"^`q`: expected a reparameterised family for vi_method '(IW|alpha)'; got one without rsample$",
     ):
         objective(unscored(), log_p, 10)
 
@@ -277,8 +289,9 @@ def test_bounds_of_weights_need_reparameterisation(objective):
 @pytest.mark.parametrize("n", [1, 2, 50])
 def test_reverse_kl_without_reparameterisation(n):
     for potential, finite in ((log_p, True), (lambda t: torch.full((len(t),), torch.nan), False)):
-        value, gradient, _ = step(reverse_kl, unscored(), n, potential)
+        value, gradient, loss = step(reverse_kl, unscored(), n, potential)
         assert math.isfinite(value) is finite and bool(gradient.isfinite().all())
+        assert bool(loss.surrogate.isfinite()) and loss.excluded == (0 if finite else n)
         assert bool((gradient != 0).any()) is (finite and n > 1)
 
 
@@ -289,6 +302,39 @@ def test_potentials_without_gradient_serve_where_none_is_needed(case):
 
     objective, q = (forward_kl, family()) if case == "forward" else (reverse_kl, unscored())
     assert bool((step(objective, q, 50, numpy_potential)[1] != 0).any())
+
+
+def test_a_potential_keeps_out_of_the_gradient_where_it_is_not_needed():
+    own = torch.ones(1, requires_grad=True)  # such as the weights of a network
+    loss = reverse_kl(unscored(), lambda theta: own * log_p(theta), 50)
+    loss.surrogate.backward()
+    assert own.grad is None
+
+
+@pytest.mark.parametrize("key", ["rKL", "rKL total", "IW", "IW total", "alpha", "alpha total"])
+def test_the_path_part_is_drawn_where_it_is_needed(key):
+    class Watched(LinkedFamily):
+        def draw(self, n, *, path=True):
+            asked.append(path)
+            return super().draw(n, path=path)
+
+    asked = []
+    q = family()
+    step(ALL[key], Watched(q.body, q.coords, q.build), 10)
+    assert asked == ["total" not in key]
+
+
+def test_particles_say_what_does_not_count():
+    torch.manual_seed(1)
+    particles = draw_particles(family(), BAD["nan"], 100, path=False)
+    outside = particles.draws.theta[:, 0] > 0.5
+    assert 0 < particles.excluded < 100 and torch.equal(particles.valid, ~outside)
+    assert bool((particles.log_p[outside] == 0).all()) and bool(
+        (particles.log_w()[outside] == -math.inf).all()
+    )
+    assert Loss(torch.zeros(()), 0.0).excluded == 0
+    with pytest.raises(ValueError, match=r"^path gradients need .* draws with path=True$"):
+        particles.through_path()
 
 
 @EVERY

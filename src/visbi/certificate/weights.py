@@ -226,6 +226,6 @@ def resample(log_w: Tensor, n: int) -> Tensor:
     if not bool(torch.isfinite(log_w).any()):
         raise ValueError(violation("log_w", "at least one finite log-weight", "none"))
     edges = torch.softmax(log_w, 0).cumsum(0)
-    points = (torch.rand((), dtype=torch.float64) + torch.arange(n, dtype=torch.float64)) / n
-    index = torch.searchsorted(edges, points.to(edges.device) * edges[-1]).clamp_max(len(log_w) - 1)
+    points = (torch.rand((), dtype=torch.float64) + torch.arange(n)) / n
+    index = torch.searchsorted(edges, points.to(edges.device) * edges[-1])
     return index[torch.randperm(n, device=index.device)]

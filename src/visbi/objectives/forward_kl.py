@@ -44,7 +44,7 @@ def forward_kl(
     particles = draw_particles(family, log_p, n, path=family.reparameterised, potential_gradient=False)
     log_w = particles.log_w()
     if not bool(particles.valid.any()):
-        return Loss(0.0 * particles.through_score().sum(), float("nan"), particles.excluded)
+        return Loss(particles.through_score().sum(), float("nan"), particles.excluded)  # a sum of zeros
     weights = torch.softmax(log_w, 0)
     finite = torch.where(particles.valid, log_w, torch.zeros_like(log_w))
     value = float((weights * finite).sum() - log_mean_exp(log_w))

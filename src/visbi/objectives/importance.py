@@ -58,7 +58,7 @@ def importance_weighted(
     particles = draw_particles(family, log_p, n * K, path=path)
     log_w = particles.log_w().reshape(n, K)
     alive = torch.isfinite(log_w).any(1)
-    value = -float(log_mean_exp(log_w[alive]).mean()) if bool(alive.any()) else float("nan")
+    value = -float(log_mean_exp(log_w[alive]).mean())  # NaN if none is left
     weights = torch.softmax(torch.where(alive[:, None], log_w, torch.zeros_like(log_w)), 1)
     weights = weights.square() if dreg else weights
     through = (particles.through_path() if path else particles.through_all()).reshape(n, K)

@@ -106,9 +106,7 @@ def draw_particles(
         values = log_p(theta).double()
         valid = torch.isfinite(values.detach()) & torch.isfinite(draws.log_q.detach())
         if theta.requires_grad and not bool(valid.all()):
-            fallback = theta.detach()[valid][:1] if bool(valid.any()) else theta.detach()
-            safe = torch.where(valid[:, None], theta, fallback)
-            values = torch.where(valid, log_p(safe).double(), 0.0)
+            values = log_p(torch.where(valid[:, None], theta, theta.detach())).double()
     else:
         with torch.no_grad():
             values = log_p(theta).double()
@@ -126,7 +124,7 @@ def choice_term(particles: Particles, *, order: float = 0.0, group: int | None =
     """
     choice = particles.draws.log_q_choice
     if choice is None:
-        return torch.zeros((), dtype=torch.float64, device=particles.log_p.device)
+        return particles.log_p.new_zeros(())
     valid = particles.valid if group is None else particles.valid.reshape(-1, group)
     log_w = particles.log_w().reshape(valid.shape)
     if order == 0.0 or valid.shape[-1] == 1:  # of one draw the bound is the ELBO, whatever the order
@@ -134,7 +132,7 @@ def choice_term(particles: Particles, *, order: float = 0.0, group: int | None =
         n = max(len(log_w), 2)
         return -((log_w - log_w.mean()) * choice[valid.flatten()]).sum() / (n - 1)
     count = valid.sum(-1, keepdim=True).to(log_w)
-    share = torch.softmax(torch.where(count > 0, order * log_w, 0.0), -1)
+    share = torch.softmax(torch.where(valid, order * log_w, -torch.inf), -1)  # order may be negative
     others = torch.log1p(-share.clamp_max(_LARGEST_SHARE)) - torch.log1p(-1.0 / count.clamp_min(2))
     coefficient = torch.where(valid & (count > 1), others / order + share - 1.0 / count, 0.0)
     return (coefficient * choice.reshape(valid.shape)).sum() / (count > 0).sum().clamp_min(1)

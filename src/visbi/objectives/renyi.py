@@ -60,11 +60,9 @@ def renyi(
     particles = draw_particles(family, log_p, n, path=path)
     log_w = particles.log_w()[particles.valid]
     through = (particles.through_path() if path else particles.through_all())[particles.valid]
-    if not len(log_w):
-        return Loss(0.0 * through.sum(), float("nan"), particles.excluded)
     order = 1.0 - alpha
     weights = torch.softmax(order * log_w, 0)
-    # near alpha = 1 the quotient is 0/0; its limit is the mean
+    # near alpha = 1 the quotient is 0/0; its limit is the mean. Of no particles either is NaN
     value = -float(log_mean_exp(order * log_w) / order) if abs(order) > 1e-8 else -float(log_w.mean())
     weights = alpha * weights + order * weights.square() if dreg else weights
     surrogate = choice_term(particles, order=0.0 if abs(order) <= 1e-8 else order) - (weights * through).sum()

@@ -33,7 +33,7 @@ def reverse_kl(family: Family, log_p: LogDensity, n: int, *, stick_the_landing: 
     path = stick_the_landing and family.reparameterised
     particles = draw_particles(family, log_p, n, path=path, potential_gradient=family.reparameterised)
     log_w = particles.log_w()[particles.valid]
-    value = -float(log_w.mean()) if len(log_w) else float("nan")
+    value = -float(log_w.mean())  # NaN if none is left
     if not family.reparameterised:
         chosen = particles.through_all()[particles.valid]
         # a single draw has no variance: no gradient then
