@@ -255,7 +255,7 @@ def _complaint(log_p: Tensor) -> tuple[str, str] | None:
     if broken > BROKEN:
         return "suspect", broken_sentence(broken)
     magnitude = log_p[log_p.isfinite()].abs().double()
-    rounding = torch.finfo(log_p.dtype).eps * float(magnitude.median()) if len(magnitude) else 0.0
+    rounding = torch.finfo(log_p.dtype).eps * float(magnitude.median())  # NaN of none
     if rounding > _ROUNDING:
         return "suspect", (
             f"the potential is so large that it is rounded to {rounding:.0e} nats, which hides what it says "
