@@ -49,6 +49,10 @@ def peers(*names: str) -> tuple[str, ...]:
     return of("peers/test_sbi", *names)
 
 
+def tools(*names: str) -> tuple[str, ...]:
+    return of("peers/test_sbi_tools", *names)
+
+
 PENDING: frozenset[str] = frozenset()
 """Tests that are named here and not yet written."""
 
@@ -450,7 +454,7 @@ REGRESSIONS = (
         "`sample`, `log_prob`, `evaluate` before `train` say so.",
         numbered("test_regression_01_before_train"),
     ),
-    Row("2", "sbi's `run_sbc` over many x refits each.", peers("test_regression_02_run_sbc")),
+    Row("2", "sbi's `run_sbc` over many x refits each.", tools("test_regression_02_run_sbc")),
     Row("3", "Every q survives pickle and torch.save, and trains on.", numbered("test_regression_03_files")),
     Row(
         "4",
@@ -513,7 +517,7 @@ REGRESSIONS = (
             "test_regression_19_the_batch_size_reaches_the_sampler",
         ),
     ),
-    Row("20", "TARP in standardised coordinates flags a biased posterior.", peers("test_regression_20_tarp")),
+    Row("20", "TARP in standardised coordinates flags a biased posterior.", tools("test_regression_20_tarp")),
     Row(
         "21",
         "A pickled transform keeps its inverse.",
@@ -570,7 +574,7 @@ DEFECTS = (
     Row(
         "7",
         "An amortised posterior is one still after sbi's `run_sbc`.",
-        peers("test_defect_07_amortised_survives_run_sbc"),
+        tools("test_defect_07_amortised_survives_run_sbc"),
     ),
     Row(
         "8",
