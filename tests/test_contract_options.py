@@ -504,7 +504,6 @@ def test_init_of_an_automatic_fit(later: bool) -> None:
             automatic(posterior, init=wrong)
 
 
-@pytest.mark.xfail(strict=True, reason="the ladder draws from a start, and then goes on without it")
 def test_init_leads_an_automatic_fit_to_a_needle() -> None:
     """A mode with all the mass that neither the prior's draws nor their scores lead to; draws near it do."""
     peak = torch.tensor([2.0, -2.0])
