@@ -3,6 +3,7 @@
 import copy
 import inspect
 import math
+import re
 import warnings
 from typing import Any
 
@@ -342,10 +343,29 @@ def test_theta_must_be_a_tensor() -> None:
         fitted().log_prob("theta")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("shape", "error"), [(5, TypeError), ((-1,), ValueError), ("ab", TypeError)])
-def test_sample_shapes(shape: Any, error: type[Exception]) -> None:
-    with pytest.raises(error, match="`sample_shape`: expected "):
+@pytest.mark.parametrize(
+    ("shape", "error", "message"),
+    [
+        (5, TypeError, "a shape such as (100,); got 5"),
+        ("ab", TypeError, "a shape such as (100,); got 'ab'"),
+        ((-1,), ValueError, "no negative number; got (-1,)"),
+    ],
+)
+def test_sample_shapes(shape: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"^{re.escape(f'`sample_shape`: expected {message}')}$"):
         fitted().sample(shape)
+
+
+def test_a_failed_fit_warns() -> None:
+    def far(theta: Tensor, x_o: Tensor) -> Tensor:
+        return -0.5 * ((theta - 2.5) / 0.01).square().sum(-1)
+
+    options = {**SHORT, "max_num_iters": 1, "quality_control": True}
+    with pytest.warns(
+        UserWarning, match=r"^Quality of q: k-hat .* q misses essential parts of the posterior"
+    ):
+        posterior = made(far).train(X, **options)
+    assert posterior.report.status == "failed"
 
 
 def test_before_train() -> None:
