@@ -19,7 +19,7 @@ from torch import Tensor
 from visbi.certificate.weights import effective_sample_size, pareto_smooth, resample
 from visbi.fitting.target import Target, is_usable
 
-__all__ = ["Pool", "Proposal", "Trial"]
+__all__ = ["Pool", "Proposal", "Trial", "thinned"]
 
 
 class Proposal(Protocol):
@@ -127,6 +127,10 @@ class Pool:
         Where there are more, they are thinned systematically: no point is there twice, so none leaks. All
         weigh alike where none has a finite potential.
         """
-        smooth = pareto_smooth(self.log_w())[0]
-        chosen, counts = resample(smooth, most).unique(return_counts=True)
-        return self.z[chosen], counts.double() / most
+        return thinned(self.z, self.log_w(), most)
+
+
+def thinned(z: Tensor, log_w: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """At most `most` unlike ones (M, d) of points z (N, d), by their smoothed weights; and weights (M,)."""
+    chosen, counts = resample(pareto_smooth(log_w)[0], most).unique(return_counts=True)
+    return z[chosen], counts.double() / most

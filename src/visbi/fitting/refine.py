@@ -28,7 +28,7 @@ from visbi.fitting.mixture import (
     merged,
     spread_out,
 )
-from visbi.fitting.pool import Pool, Proposal, Trial
+from visbi.fitting.pool import Pool, Proposal, Trial, thinned
 from visbi.fitting.target import Target
 
 __all__ = ["Blend", "around", "from_particles", "matched", "patch", "refined"]
@@ -91,29 +91,14 @@ def from_particles(seen: Exploration) -> Mixture:
     >>> from_particles(seen).sample(10).shape
     torch.Size([1, 10, 2])
     """
-    pool = _Weighted.of(seen)
-    z, weights = pool.z, pool.weights
+    every, log_w = seen.weighted()
+    z, weights = thinned(every[0], log_w[0], _POINTS)
     d = z.shape[1]
     most = max(1, min(_COMPONENTS, int(len(z) / (3 * d + 10))))
     centres = spread_out(z, weights, most)
     cov = local_covariances(z, z[centres], max(4 * d, 40))
     start = Mixture.of(torch.zeros(1, len(centres)).to(z), z[centres][None], cov[None])
     return expectation_maximisation(start, z[None], weights[None])
-
-
-class _Weighted:
-    """Unlike points of an exploration and their weights."""
-
-    def __init__(self, z: Tensor, weights: Tensor) -> None:
-        self.z, self.weights = z, weights
-
-    @classmethod
-    def of(cls, seen: Exploration) -> "_Weighted":
-        from visbi.certificate.weights import pareto_smooth, resample
-
-        z, log_w = seen.weighted()
-        chosen, counts = resample(pareto_smooth(log_w[0])[0], _POINTS).unique(return_counts=True)
-        return cls(z[0][chosen], counts.double() / counts.sum())
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,11 @@ coordinates make the prior standard normal; tempering runs along it.
 A potential that is not finite becomes a large negative number with no gradient, and is counted.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
 from visbi.core.types import LogDensity
+from visbi.families.base import log_standard_normal
 from visbi.fitting.budget import Budget
 from visbi.priors.transforms import Coordinates
 
@@ -19,11 +18,6 @@ __all__ = ["Target", "is_usable", "log_standard_normal"]
 
 _FLOOR = -1e30
 _BATCH = 16_384
-
-
-def log_standard_normal(z: Tensor) -> Tensor:
-    """log N(z; 0, I), (...) for z (..., d)."""
-    return -0.5 * z.square().sum(-1) - 0.5 * z.shape[-1] * math.log(2 * math.pi)
 
 
 def is_usable(ell: Tensor) -> Tensor:
