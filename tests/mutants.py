@@ -8,7 +8,8 @@ The changes are those of mutmut's operators, made everywhere but in annotations,
 
 torch and visbi are imported and the tests collected once. Each mutant is a fork in which the code of the
 loaded module's functions is exchanged (its default values and constants, too); then the tests that reach the
-changed statement run, the quickest first, until one fails. A run without a change says which tests these are.
+changed statement run until one fails: those first that saw another mutant of the same function, then one of
+each test's cases before the second of any, the quickest first. A run without a change says which they are.
 
 What survives is for a reader to judge: docs/quality.md says what was found.
 """
@@ -16,6 +17,7 @@ What survives is for a reader to judge: docs/quality.md says what was found.
 import argparse
 import ast
 import json
+import math
 import os
 import random
 import resource
@@ -125,8 +127,10 @@ def mutants_of(path: Path) -> list[Mutant]:
 class Run:
     """The plugin that, in place of pytest's loop over the tests, tries the mutants."""
 
-    def __init__(self, path: Path, mutants: list[Mutant], slowest: float, out: TextIO) -> None:
-        self.path, self.mutants, self.slowest, self.out = path, mutants, slowest, out
+    def __init__(self, path: Path, mutants: list[Mutant], slowest: float, enough: float, out: TextIO) -> None:
+        self.path, self.mutants, self.out = path, mutants, out
+        self.slowest, self.enough = slowest, enough
+        self.killers: dict[tuple[int, int], Counter[str]] = {}  # of each function
         self.seconds: Counter[str] = Counter()
         self.passed: set[str] = set()
         self.failed: list[str] = []
@@ -144,6 +148,8 @@ class Run:
             began = time.monotonic()
             became, by = self.outcome(mutant, self.chosen(mutant, session.items, reached))
             self.tally[became] += 1
+            if by:
+                self.killers.setdefault(mutant.inside, Counter())[by] += 1
             taken = {"by": by, "seconds": round(time.monotonic() - began, 1)}
             line = {"line": mutant.line, "change": mutant.change, "became": became, **taken}
             self.out.write(json.dumps(line) + "\n")
@@ -174,14 +180,23 @@ class Run:
     def chosen(
         self, mutant: Mutant, items: list[pytest.Item], reached: dict[str, set[int]]
     ) -> list[pytest.Item]:
-        """Tests that reach the statement, else the function, else all; the quickest first."""
+        """Tests that reach the statement, else the function, else all, in the order in which they run."""
 
         def reaching(first: int, last: int) -> list[str]:
             return [name for name, lines in reached.items() if any(first <= line <= last for line in lines)]
 
         names = set(reaching(*mutant.lines) or reaching(*mutant.inside) or self.passed)
         quick = [each for each in items if each.nodeid in names and self.seconds[each.nodeid] <= self.slowest]
-        return sorted(quick, key=lambda item: self.seconds[item.nodeid])
+        quick.sort(key=lambda item: self.seconds[item.nodeid])
+        killers, cases = self.killers.get(mutant.inside, Counter()), Counter()
+        order = {}
+        for item in quick:
+            name = item.nodeid.split("[")[0]
+            order[item] = -killers[item.nodeid], cases[name]
+            cases[name] += 1
+        quick.sort(key=order.__getitem__)
+        spent = accumulate(self.seconds[item.nodeid] for item in quick)
+        return [item for item, seconds in zip(quick, spent, strict=True) if seconds <= self.enough]
 
     def outcome(self, mutant: Mutant, items: list[pytest.Item]) -> tuple[str, str]:
         """What became of a mutant, and which test saw it."""
@@ -268,6 +283,7 @@ def main() -> None:
     parser.add_argument(
         "--slowest", type=float, default=5.0, help="leave out tests that take longer, in seconds"
     )
+    parser.add_argument("--enough", type=float, default=math.inf, help="seconds of tests for each mutant")
     parser.add_argument("--again", type=Path, help="only the survivors in this output of an earlier run")
     asked = parser.parse_args()
     mutants = mutants_of(asked.module)
@@ -278,7 +294,7 @@ def main() -> None:
     if asked.sample is not None:
         mutants = random.Random(0).sample(mutants, min(asked.sample, len(mutants)))
     with asked.out.open("w") as out:
-        run = Run(asked.module.resolve(), mutants, asked.slowest, out)
+        run = Run(asked.module.resolve(), mutants, asked.slowest, asked.enough, out)
         pytest.main([*asked.tests, "-q", "-s", "-p", "no:cacheprovider"], plugins=[run])
     print(dict(run.tally))  # noqa: T201
 

@@ -195,7 +195,7 @@ class VIPosterior:
             name = "modules" if parameters is None else "parameters"
             raise ValueError(violation(name, "None, since this q brings its own", "some"))
         automatic = q == AUTO if isinstance(q, str) else isinstance(q, VIPosterior) and q._automatic
-        if isinstance(q, str):
+        if isinstance(q, str) and q in (AUTO, *FAMILY_NAMES):
             family: Family = self._named(_BEFORE_AUTO if automatic else q)
         elif isinstance(q, VIPosterior):
             if isinstance(q._state, AmortizedFit):
