@@ -8,8 +8,8 @@ The changes are those of mutmut's operators, made everywhere but in annotations,
 
 torch and visbi are imported and the tests collected once. Each mutant is a fork in which the code of the
 loaded module's functions is exchanged (its default values and constants, too); then the tests that reach the
-changed statement run until one fails: those first that saw another mutant of the same function, then one of
-each test's cases before the second of any, the quickest first. A run without a change says which they are.
+changed statement run until one fails, the likeliest for its time first: one that saw other mutants of the
+function, and one of each test's cases before the second of any. A run without a change says which they are.
 
 What survives is for a reader to judge: docs/quality.md says what was found.
 """
@@ -127,14 +127,21 @@ def mutants_of(path: Path) -> list[Mutant]:
 class Run:
     """The plugin that, in place of pytest's loop over the tests, tries the mutants."""
 
-    def __init__(self, path: Path, mutants: list[Mutant], slowest: float, enough: float, out: TextIO) -> None:
-        self.path, self.mutants, self.out = path, mutants, out
-        self.slowest, self.enough = slowest, enough
+    def __init__(self, mutants: list[Mutant], asked: argparse.Namespace, out: TextIO) -> None:
+        self.path, self.mutants, self.out = asked.module.resolve(), mutants, out
+        self.slowest, self.enough, self.cases = asked.slowest, asked.enough, asked.cases
         self.killers: dict[tuple[int, int], Counter[str]] = {}  # of each function
         self.seconds: Counter[str] = Counter()
         self.passed: set[str] = set()
         self.failed: list[str] = []
         self.tally: Counter[str] = Counter()
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        cases: Counter[str] = Counter()
+        for item in list(items):
+            cases[item.nodeid.split("[")[0]] += 1
+            if cases[item.nodeid.split("[")[0]] > self.cases:
+                items.remove(item)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self.seconds[report.nodeid] += report.duration
@@ -187,14 +194,13 @@ class Run:
 
         names = set(reaching(*mutant.lines) or reaching(*mutant.inside) or self.passed)
         quick = [each for each in items if each.nodeid in names and self.seconds[each.nodeid] <= self.slowest]
-        quick.sort(key=lambda item: self.seconds[item.nodeid])
         killers, cases = self.killers.get(mutant.inside, Counter()), Counter()
-        order = {}
-        for item in quick:
+        rate = {}
+        for item in sorted(quick, key=lambda item: self.seconds[item.nodeid]):
             name = item.nodeid.split("[")[0]
-            order[item] = -killers[item.nodeid], cases[name]
             cases[name] += 1
-        quick.sort(key=order.__getitem__)
+            rate[item] = (killers[item.nodeid] + 0.1 / cases[name]) / (0.02 + self.seconds[item.nodeid])
+        quick.sort(key=rate.__getitem__, reverse=True)
         spent = accumulate(self.seconds[item.nodeid] for item in quick)
         return [item for item, seconds in zip(quick, spent, strict=True) if seconds <= self.enough]
 
@@ -284,6 +290,7 @@ def main() -> None:
         "--slowest", type=float, default=5.0, help="leave out tests that take longer, in seconds"
     )
     parser.add_argument("--enough", type=float, default=math.inf, help="seconds of tests for each mutant")
+    parser.add_argument("--cases", type=float, default=math.inf, help="of each test, that many at most")
     parser.add_argument("--again", type=Path, help="only the survivors in this output of an earlier run")
     asked = parser.parse_args()
     mutants = mutants_of(asked.module)
@@ -294,7 +301,7 @@ def main() -> None:
     if asked.sample is not None:
         mutants = random.Random(0).sample(mutants, min(asked.sample, len(mutants)))
     with asked.out.open("w") as out:
-        run = Run(asked.module.resolve(), mutants, asked.slowest, asked.enough, out)
+        run = Run(mutants, asked, out)
         pytest.main([*asked.tests, "-q", "-s", "-p", "no:cacheprovider"], plugins=[run])
     print(dict(run.tally))  # noqa: T201
 

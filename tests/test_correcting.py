@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from posterior_cases import real
+from visbi.certificate import WeightedDraws
 from visbi.core.random import seeded
 from visbi.correcting import corrected, in_pieces, pool, pool_for, weighted_draws
 from visbi.families import Family, named_family
@@ -97,6 +98,18 @@ def test_a_pool_grows_until_it_is_enough() -> None:
     with seeded(8):
         more = weighted_draws(one, potential, small.needed(10_000) - 16_384)
     assert torch.equal(more.theta, large.theta[16_384 : 16_384 + rows(more)])
+
+
+class JustEnough(WeightedDraws):
+    """Of which each asks for as many as there are."""
+
+    def needed(self, n: int) -> int:
+        return len(self.theta)
+
+
+def test_a_pool_that_is_just_enough_stays() -> None:
+    kept = JustEnough(torch.zeros(16_384, 2), torch.zeros(16_384), torch.zeros(16_384))
+    assert pool_for(8192, fit(draws=kept), Seen(), 7) is kept  # and does not go on looking for ever
 
 
 def test_equal_seeds_give_equal_draws_from_a_pool() -> None:

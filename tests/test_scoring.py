@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.distributions import Independent, Normal
 
 from posterior_cases import alone_and_seeded, real
+from visbi import scoring
 from visbi.certificate import certify
 from visbi.fitting.gradient import Trace
 from visbi.fitting.state import AutoFit
-from visbi.scoring import CERTIFICATE_DRAWS, Score, certificate, scored
+from visbi.scoring import Score, certificate, scored
 
 __all__ = ["alone_and_seeded"]
 
@@ -53,7 +54,7 @@ def test_a_certificate_counts_and_says_why_the_fit_ended() -> None:
     report = certificate(fit(), log_p, 1000)
     assert (report.n_draws, report.status, report.stop_reason) == (1000, "ok", "stopped")
     assert report.log_evidence == pytest.approx(0.0, abs=1e-9)
-    assert CERTIFICATE_DRAWS == 50_000
+    assert scoring.CERTIFICATE_DRAWS == 50_000
 
 
 def test_a_fit_that_was_cut_short_is_suspect() -> None:
