@@ -36,7 +36,7 @@ import pytest
 from libcst.metadata import MetadataWrapper, PositionProvider  # type: ignore[import-not-found]
 from mutmut.mutation.mutators import mutation_operators, operator_if_exp  # type: ignore[import-not-found]
 
-CPU_SECONDS = 120  # of one mutant; a loop without an end is killed by it
+SPARE = 20  # seconds, beside five times what its tests take; a loop without an end is killed then
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,8 @@ class Run:
         reading, writing = os.pipe()
         child = os.fork()
         if child == 0:
-            resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+            limit = SPARE + int(5 * sum(self.seconds[item.nodeid] for item in items))
+            resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
             os.write(writing, self.first_failure(mutant, items).encode())
             os._exit(0)
         os.close(writing)
