@@ -19,6 +19,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from visbi.fitting.rows import trues_first
+
 __all__ = [
     "Mixture",
     "defence",
@@ -173,10 +175,31 @@ class Mixture:
         return Mixture(self.log_weights, self.loc, self.tril * math.sqrt(factor))
 
     def only(self, keep: Tensor) -> "Mixture":
-        """The components `keep` (K,) bool, or indices, of every mixture; weights are normalised again."""
-        return Mixture(
-            torch.log_softmax(self.log_weights[:, keep], -1), self.loc[:, keep], self.tril[:, keep]
-        )
+        """The components `keep`, (F, K) bool, at least one of each mixture; weights are normalised again.
+
+        A component that only some of the mixtures keep stays, without weight, in the others.
+        """
+        there = keep.any(0)
+        log_weights = torch.where(keep, self.log_weights, -torch.inf)[:, there]
+        return Mixture(torch.log_softmax(log_weights, -1), self.loc[:, there], self.tril[:, there])
+
+    def better(self, other: "Mixture", where: Tensor) -> "Mixture":
+        """These mixtures, and `other` for the fits `where`, (F,) bool."""
+        if bool(where.all()) or not bool(where.any()):
+            return other if bool(where.all()) else self
+        where = where[:, None]
+        mine = torch.where(where, -torch.inf, self.log_weights)
+        others = torch.where(where, other.log_weights, -torch.inf)
+        loc, tril = torch.cat([self.loc, other.loc], 1), torch.cat([self.tril, other.tril], 1)
+        both = Mixture(torch.cat([mine, others], 1), loc, tril)
+        order = trues_first(torch.isfinite(both.log_weights))
+        rows = torch.arange(len(loc), device=loc.device)[:, None]
+        front = Mixture(both.log_weights.gather(1, order), loc[rows, order], tril[rows, order])
+        return front.only(torch.isfinite(front.log_weights))
+
+    def of_fits(self, which: Tensor) -> "Mixture":
+        """The mixtures `which`, (F,) bool."""
+        return Mixture(self.log_weights[which], self.loc[which], self.tril[which])
 
 
 def defence(dim: int) -> tuple[tuple[float, float], ...]:
@@ -272,96 +295,116 @@ def maximise(mixture: Mixture, z: Tensor, share: Tensor) -> Mixture:
 
 
 def merged(mixture: Mixture, score: Tensor, most: int) -> Mixture:
-    """At most `most` unlike components of one mixture, best `score` (K,) first, with equal weights.
+    """At most `most` unlike components of each mixture, best `score` first, with equal weights.
 
     Two are alike if their Bhattacharyya distance is below `_ALIKE`:
     (m - n)' [(S + T) / 2]^-1 (m - n) / 8 + log(|(S + T) / 2| / sqrt(|S| |T|)) / 2.
 
     Args:
-        mixture: F = 1, K components. score: (K,). most: at least 1.
+        mixture: F mixtures of K components; those without weight are left out.
+        score: (F, K). most: at least 1.
 
     >>> loc = torch.tensor([[[0.0], [0.1], [9.0]]], dtype=torch.float64)
     >>> q = Mixture.of(torch.zeros(1, 3).double(), loc, torch.ones(1, 3, 1, 1).double())
-    >>> merged(q, torch.tensor([1.0, 2.0, 3.0]), 5).loc.flatten().tolist()
+    >>> merged(q, torch.tensor([[1.0, 2.0, 3.0]]), 5).loc.flatten().tolist()
     [9.0, 0.1]
     """
-    loc, cov = mixture.loc[0], mixture.cov[0]
-    log_det = 2 * mixture.tril[0].diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    kept: list[int] = []
-    for k in score.argsort(descending=True).tolist():
-        if len(kept) == most:
-            break
-        if kept:
-            both = _cholesky(0.5 * (cov[kept] + cov[k]))
-            gap = torch.linalg.solve_triangular(both, (loc[kept] - loc[k])[..., None], upper=False)
-            middle = 2 * both.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-            distance = gap[..., 0].square().sum(-1) / 8 + 0.5 * (middle - 0.5 * (log_det[kept] + log_det[k]))
-            if float(distance.min()) < _ALIKE:
-                continue
-        kept.append(k)
-    chosen = torch.tensor(kept, device=loc.device)
+    alive = torch.isfinite(mixture.log_weights)
+    order = torch.where(alive, score, -torch.inf).argsort(1, descending=True)
+    distance = _bhattacharyya(mixture)
+    kept = torch.zeros_like(alive)
+    fit = torch.arange(len(order), device=order.device)
+    for k in order.T:
+        alike = ((distance[fit, k] < _ALIKE) & kept).any(1)
+        kept[fit, k] = alive[fit, k] & ~alike & (kept.sum(1) < most)
+    front = trues_first(kept.gather(1, order))
+    chosen = order.gather(1, front)[:, : int(kept.sum(1).max())]
+    log_weights = torch.where(kept.gather(1, chosen), 0.0, -torch.inf).to(mixture.log_weights)
     return Mixture(
-        torch.full((1, len(kept)), -math.log(len(kept)), dtype=loc.dtype, device=loc.device),
-        mixture.loc[:, chosen],
-        mixture.tril[:, chosen],
+        torch.log_softmax(log_weights, -1),
+        mixture.loc[fit[:, None], chosen],
+        mixture.tril[fit[:, None], chosen],
     )
 
 
+def _bhattacharyya(mixture: Mixture) -> Tensor:
+    """(F, K, K) distances between the components of each mixture."""
+    cov = mixture.cov
+    log_det = 2 * mixture.tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    both = _cholesky(0.5 * (cov[:, :, None] + cov[:, None]))
+    gap = mixture.loc[:, :, None] - mixture.loc[:, None]
+    between = torch.linalg.solve_triangular(both, gap[..., None], upper=False)[..., 0].square().sum(-1)
+    middle = 2 * both.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return between / 8 + 0.5 * (middle - 0.5 * (log_det[:, :, None] + log_det[:, None]))
+
+
 def spread_out(z: Tensor, weights: Tensor, n: int) -> Tensor:
-    """Indices of n of the points z (N, d), spread out.
+    """Indices (F, n) of points z (F, N, d), spread out.
 
     Each is drawn by its weight times the squared distance to the nearest one drawn before, in units of the
-    points' own covariance (k-means++; Arthur, Vassilvitskii 2007).
+    points' own covariance (k-means++; Arthur, Vassilvitskii 2007). Where no other point of positive weight
+    lies apart from those drawn, some come twice.
 
     Args:
-        z: (N, d). weights: (N,), adding up to one.
-        n: how many; fewer come back where no other point of positive weight lies apart from those drawn.
+        z: (F, N, d). weights: (F, N), adding up to one.
+        n: how many of each fit.
 
-    >>> z = torch.tensor([[0.0], [0.0], [5.0]], dtype=torch.float64)
-    >>> sorted(z[spread_out(z, torch.full((3,), 1 / 3).double(), 3), 0].tolist())
+    >>> z = torch.tensor([[[0.0], [0.0], [5.0]]], dtype=torch.float64)
+    >>> sorted(z[0, spread_out(z, torch.full((1, 3), 1 / 3).double(), 2)[0], 0].tolist())
     [0.0, 5.0]
     """
-    centre = z - (weights[:, None] * z).sum(0)
-    cov = (weights[:, None] * centre).mT @ centre
+    centre = z - (weights[..., None] * z).sum(1, keepdim=True)
+    cov = (weights[..., None] * centre).mT @ centre
     y = torch.linalg.solve_triangular(_cholesky(cov), centre.mT, upper=False).mT
-    chosen = [int(torch.multinomial(weights, 1))]
-    nearest = (y - y[chosen[0]]).square().sum(-1)
+    fit = torch.arange(len(z), device=z.device)
+    chosen = [torch.multinomial(weights, 1)[:, 0]]
+    nearest = (y - y[fit, chosen[0]][:, None]).square().sum(-1)
     for _ in range(n - 1):
         chance = weights * nearest
-        if not float(chance.sum()) > 0:
-            break
-        chosen.append(int(torch.multinomial(chance, 1)))
-        nearest = torch.minimum(nearest, (y - y[chosen[-1]]).square().sum(-1))
-    return torch.tensor(chosen, device=z.device)
+        apart = chance.sum(1, keepdim=True) > 0
+        chosen.append(torch.multinomial(torch.where(apart, chance, weights), 1)[:, 0])
+        nearest = torch.minimum(nearest, (y - y[fit, chosen[-1]][:, None]).square().sum(-1))
+    return torch.stack(chosen, 1)
 
 
-def local_covariances(z: Tensor, centres: Tensor, neighbours: int) -> Tensor:
-    """Covariance of each centre's nearest `neighbours` among points z (N, d): (C, d, d), for centres (C, d).
+def local_covariances(
+    z: Tensor, centres: Tensor, neighbours: int | Tensor, weights: Tensor | None = None
+) -> Tensor:
+    """Covariance of each centre's nearest points of its fit: (F, C, d, d).
 
     Nearness is judged in units of the points' own covariance first, then once more in units of the
     covariances so found: a narrow ridge gets narrow neighbourhoods.
 
     Args:
-        z: (N, d), N >= 2. centres: (C, d).
-        neighbours: how many; all of the points where there are fewer.
+        z: (F, N, d), N >= 2. centres: (F, C, d).
+        neighbours: how many, or how many of each fit (F,); all of the points where there are fewer.
+        weights: (F, N); points without weight do not count. None: all count.
 
-    >>> local_covariances(torch.randn(50, 2).double(), torch.zeros(3, 2).double(), 20).shape
-    torch.Size([3, 2, 2])
+    >>> local_covariances(torch.randn(1, 50, 2).double(), torch.zeros(1, 3, 2).double(), 20).shape
+    torch.Size([1, 3, 2, 2])
     """
-    d = z.shape[1]
-    neighbours = min(neighbours, len(z))
-    tril = _cholesky(torch.cov(z.mT).reshape(d, d)).expand(len(centres), d, d)
+    n, d = z.shape[1:]
+    counts = torch.ones(z.shape[:2], dtype=torch.bool, device=z.device) if weights is None else weights > 0
+    wanted = torch.minimum(torch.as_tensor(neighbours, device=z.device).expand(len(z)), counts.sum(1))
+    rank = torch.arange(int(wanted.max()), device=z.device)
+    there = (rank < wanted[:, None]).to(z)[:, None, :, None]  # (F, 1, neighbours, 1)
+    share = counts.to(z) / counts.sum(1, keepdim=True)
+    centred = z - (share[..., None] * z).sum(1, keepdim=True)
+    cov = (share[..., None] * centred).mT @ centred * (n / max(n - 1, 1))
+    tril = _cholesky(cov)[:, None].expand(-1, centres.shape[1], d, d)
+    least = _LEAST * cov.diagonal(dim1=-2, dim2=-1)[:, None]  # where points lie on top of each other
+    size = wanted.to(z)[:, None, None, None]
     cov = tril @ tril.mT
-    least = _LEAST * cov.diagonal(dim1=-2, dim2=-1)  # where points lie on top of each other
     for _ in range(2):
-        gap = z - centres[:, None]  # (C, N, d)
+        gap = z[:, None] - centres[:, :, None]  # (F, C, N, d)
         y = torch.linalg.solve_triangular(tril, gap.mT, upper=False)
-        near = y.square().sum(1).topk(neighbours, largest=False).indices
-        points = torch.gather(gap, 1, near[..., None].expand(-1, -1, d))
-        points = points - points.mean(1, keepdim=True)
-        local = points.mT @ points / max(neighbours - 1, 1)
+        distance = torch.where(counts[:, None], y.square().sum(2), torch.inf)
+        near = distance.topk(len(rank), largest=False).indices
+        points = torch.gather(gap, 2, near[..., None].expand(-1, -1, -1, d))
+        points = there * (points - (there * points).sum(2, keepdim=True) / size)
+        local = points.mT @ points / (size - 1).clamp_min(1)
         own = torch.diag_embed(local.diagonal(dim1=-2, dim2=-1) + least)
-        cov = (neighbours * local + (d + 2) * own) / (neighbours + d + 2)
+        cov = (size * local + (d + 2) * own) / (size + d + 2)
         tril = _cholesky(cov)
     return cov
 
