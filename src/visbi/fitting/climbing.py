@@ -7,13 +7,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from visbi.certificate.report import Report, certify
-from visbi.certificate.weights import pareto_smooth, resample
+from visbi.certificate.report import Report, certify_many
+from visbi.certificate.rows import cleaned, pareto_smooth
+from visbi.certificate.weights import resample
 from visbi.fitting.budget import BudgetReached
 from visbi.fitting.explore import Exploration, drift
 from visbi.fitting.mixture import Mixture, defended
 from visbi.fitting.pool import Pool, Proposal, Trial
 from visbi.fitting.refine import around
+from visbi.fitting.rows import picked
 from visbi.fitting.target import Target
 
 __all__ = ["ALONE", "SIDE_BY_SIDE", "Answer", "Effort", "Group", "Record"]
@@ -191,10 +193,9 @@ class Group:
         n = self.effort.draws
         trial = self.pool.draw(q, n)
         broken = (self.target.broken - broken) / n
-        doubts = self.doubts(q, trial)
+        reports = certify_many(trial.ell, trial.log_q, resampled=True, doubts=self.doubts(q, trial))
         passed = self.all()
-        for i, record in enumerate(self.records):
-            report = certify(trial.ell[i], trial.log_q[i], resampled=True, doubts=doubts[i])
+        for i, (record, report) in enumerate(zip(self.records, reports, strict=True)):
             answer = Answer(q.of_fits(_one(passed, i)), trial.z[i], trial.ell[i], trial.log_q[i], report)
             if record.answer is None or _rank(report) > _rank(record.answer[1].report):
                 record.answer, record.broken = (rung, answer), float(broken[i])
@@ -216,8 +217,8 @@ class Group:
             for each in share
         ]
         try:
-            index = [resample(pareto_smooth(row)[0], self.effort.drifters) for row in trial.log_w]
-            z = torch.stack([each[i] for each, i in zip(trial.z, index, strict=True)])
+            smooth = pareto_smooth(cleaned(trial.log_w))[0]
+            z = picked(trial.z, torch.stack([resample(row, self.effort.drifters) for row in smooth]))
             moved = drift(
                 self.target, z, q.log_prob, gradient=self.gradient, rounds=self.effort.drift_rounds
             ).tolist()

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from visbi.certificate.weights import effective_sample_size, pareto_smooth, resample
+from visbi.certificate.rows import cleaned, effective_sample_size, pareto_smooth
+from visbi.certificate.weights import resample
 from visbi.fitting.target import Target, is_usable
 
 __all__ = ["Pool", "Proposal", "Trial", "thinned"]
@@ -121,9 +122,8 @@ class Pool:
         ell, log_q = self.target.value(z), q.log_prob(z)
         ell = torch.where(is_usable(ell), ell, -torch.inf)
         log_w = ell - log_q
-        share = torch.tensor([effective_sample_size(row) / n for row in log_w]).to(log_w)
-        khat = torch.tensor([pareto_smooth(row)[1] for row in log_w]).to(log_w)
-        trial = Trial(z, ell, log_q, share, khat)
+        weights = cleaned(log_w)
+        trial = Trial(z, ell, log_q, effective_sample_size(weights) / n, pareto_smooth(weights)[1])
         number = len(self.proposals)
         self.proposals.append((q, trial))
         self._known[number, number] = log_q
@@ -178,8 +178,8 @@ def thinned(z: Tensor, log_w: Tensor, most: int) -> tuple[Tensor, Tensor]:
         weight zero.
     """
     chosen, counts = [], []
-    for row in log_w:
-        index, count = resample(pareto_smooth(row)[0], most).unique(return_counts=True)
+    for row in pareto_smooth(cleaned(log_w))[0]:
+        index, count = resample(row, most).unique(return_counts=True)
         chosen.append(index)
         counts.append(count.double() / most)
     index, weights = pad_sequence(chosen, batch_first=True), pad_sequence(counts, batch_first=True)
