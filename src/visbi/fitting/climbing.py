@@ -21,7 +21,8 @@ from visbi.fitting.target import Target
 __all__ = ["ALONE", "SIDE_BY_SIDE", "Answer", "Effort", "Group", "Record"]
 
 LOW = math.log(20.0)  # nats by which q is much too low somewhere
-FEW = 5e-3  # share of the explorer's particles, or of the mass, that may lie there
+FEW = 5e-3  # share of the mass that may lie there
+_ACCUSERS = 2  # particles; a mode of a few percent may have lost all but so many of its own on the way
 _MISSING = 0.02  # share of the mass beyond which an answer is in doubt
 _DRIFT = 5.0  # standard errors
 
@@ -242,7 +243,7 @@ class Group:
             return share
         z, ell = self.seen.z, self.seen.ell
         low = ell - q.log_prob(z) - log_z[:, None] > LOW
-        accused = (low.double().mean(1) >= FEW) & (low.sum(1) > 1)
+        accused = low.sum(1) >= _ACCUSERS
         if bool(accused.any()):
             local = defended(around(z[accused], low[accused].double()))
             share[accused] = self.only(accused).missing_at(q.of_fits(accused), local, log_z[accused])

@@ -211,7 +211,7 @@ def _prior_draws(now: Group) -> Sequence[Group]:
     assert isinstance(q, Mixture)
     seen = trial.share * now.effort.look > _ENOUGH_SEEN * now.target.dim
     enough, others = now.parts(seen)
-    rest = [] if enough is None else _refits(enough, q.of_fits(seen), trial.of_fits(seen), again=False)
+    rest = [] if enough is None else _refits(enough, q.of_fits(seen), trial.of_fits(seen).first(now.effort.trial), again=False)
     return [*rest, *([] if others is None else [others])]
 
 

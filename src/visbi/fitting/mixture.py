@@ -35,7 +35,8 @@ __all__ = [
 _DEFENCE = ((2.5, 0.08), (6.0, 0.02))  # radii in spreads of the typical shell, and shares
 _POLYNOMIAL_DIMENSIONS = 16  # up to which log-densities are polynomials: one matrix product for all
 _STEEPEST = 1e9  # of a quadratic coefficient times a distance squared: its rounding is 1e-7 nats
-_AT_ONCE = 2**23  # numbers in one temporary
+_AT_ONCE = 2**18  # numbers in one temporary: more do not fit into a cache
+_FEW_COMPONENTS = 6
 _LEAST = 1e-8  # smallest variance of a neighbourhood, relative to that of all points
 _ALIKE = 0.5  # Bhattacharyya distance below which two components are one
 
@@ -117,10 +118,10 @@ class Mixture:
             safe = coefficients.nan_to_num(neginf=-1e300)
             if monomials is not None:
                 return safe @ monomials.mT
-            step = max(1, _AT_ONCE // coefficients.shape[-1])
+            step = max(64, _AT_ONCE // (len(z) * coefficients.shape[-1]))
             return torch.cat([safe @ _monomials(piece - centre).mT for piece in z.split(step, 1)], -1)
         shift = (self._inverse @ self.loc[..., None]).mT  # (F, K, 1, d)
-        step = max(1, _AT_ONCE // self.loc.numel())
+        step = max(64, _AT_ONCE // self.loc.numel())
         parts = []
         for piece in z.split(step, 1):
             u = piece[:, None] @ self._inverse.mT - shift
@@ -153,12 +154,13 @@ class Mixture:
         which = torch.searchsorted(edges, points).clamp_max(like.shape[1] - 1)
         which = which.gather(1, torch.rand_like(points).argsort(1))
         index = which + like.shape[1] * torch.arange(fits, device=like.device)[:, None]
-        u = torch.randn(fits, n, like.shape[-1], 1, dtype=like.dtype, device=like.device)
-        moved = (
-            (self.tril.flatten(0, 1)[index] @ u)[..., 0]
-            if like.shape[-1] <= 16
-            else _rows(self.tril, index, u)
-        )
+        u = torch.randn(fits, n, like.shape[-1], dtype=like.dtype, device=like.device)
+        if like.shape[1] <= _FEW_COMPONENTS:
+            moved = torch.zeros_like(u)
+            for k in range(like.shape[1]):
+                moved = torch.where((which == k)[..., None], u @ self.tril[:, k].mT, moved)
+        else:
+            moved = _rows(self.tril, index, u)
         return like.flatten(0, 1)[index] + moved
 
     def with_(self, other: "Mixture", share: float) -> "Mixture":
@@ -410,12 +412,17 @@ def local_covariances(
 
 
 def _rows(tril: Tensor, index: Tensor, u: Tensor) -> Tensor:
-    """L[index] u without a copy of L for every draw, for many dimensions."""
-    flat, out = tril.flatten(0, 1), torch.zeros_like(u[..., 0])
-    for k in index.unique().tolist():
-        rows = index == k
-        out[rows] = u[..., 0][rows] @ flat[k].mT
-    return out
+    """L[index] u (F, n, d) without a copy of L for every draw at once."""
+    flat = tril.flatten(0, 1)
+    if tril.shape[-1] > _POLYNOMIAL_DIMENSIONS:
+        out = torch.zeros_like(u)
+        for k in index.unique().tolist():
+            rows = index == k
+            out[rows] = u[rows] @ flat[k].mT
+        return out
+    step = max(64, _AT_ONCE // (len(u) * tril[0, 0].numel()))
+    pairs = zip(index.split(step, 1), u.split(step, 1), strict=True)
+    return torch.cat([(flat[i] @ each[..., None])[..., 0] for i, each in pairs], 1)
 
 
 def _cholesky(cov: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ and a bad early proposal does no harm.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -76,6 +76,10 @@ class Trial:
     def of_fits(self, which: Tensor) -> "Trial":
         """Those of the fits `which`, (F,) bool."""
         return Trial(self.z[which], self.ell[which], self.log_q[which], self.share[which], self.khat[which])
+
+    def first(self, n: int) -> "Trial":
+        """The first n draws, with what all of them say."""
+        return replace(self, z=self.z[:, :n], ell=self.ell[:, :n], log_q=self.log_q[:, :n])
 
     def better(self, other: "Trial", where: Tensor) -> "Trial":
         """This one, and `other` for the fits `where`, (F,) bool."""
