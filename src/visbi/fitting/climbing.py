@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from visbi.fitting.budget import BudgetReached
 from visbi.fitting.explore import Exploration, drift
 from visbi.fitting.mixture import Mixture, defended
 from visbi.fitting.pool import Pool, Proposal, Trial
-from visbi.fitting.refine import around
+from visbi.fitting.refine import POINTS, TRIAL, around
 from visbi.fitting.rows import picked
 from visbi.fitting.target import Target
 
@@ -22,8 +22,10 @@ __all__ = ["ALONE", "SIDE_BY_SIDE", "Answer", "Effort", "Group", "Record"]
 
 LOW = math.log(20.0)  # nats by which q is much too low somewhere
 FEW = 5e-3  # share of the mass that may lie there
+_GOOD = ("ok", "corrected")
 _ACCUSERS = 2  # particles; a mode of a few percent may have lost all but so many of its own on the way
 _MISSING = 0.02  # share of the mass beyond which an answer is in doubt
+_FLOW_DIMENSIONS = 4
 _DRIFT = 5.0  # standard errors
 
 
@@ -34,10 +36,11 @@ class Effort:
     Attributes:
         look: draws of the prior that are looked at first.
         keep_look: whether they count among the points that mixtures are fitted to.
-        particles: of the explorer.
+        particles: of the explorer; `confirming` of them where a Gaussian already fits, and none where
+            the look's draws bear witness.
         starts: from which Gaussians are matched, with
         start_batch, start_iters: draws in each of so many iterations; None is `refine.matched`'s own number.
-        trial: draws that say how good a proposal is.
+        trial: draws that say how good a proposal is. points: that mixtures are fitted to.
         draws: that a certificate rests on.
         witnesses: draws of what accuses q.
         drifters, drift_rounds: draws that are moved to see whether they stay where they are, and how often.
@@ -46,13 +49,15 @@ class Effort:
     look: int = 4096
     keep_look: bool = False
     particles: int = 1024
+    confirming: int = 512
     starts: int = 24
     start_batch: int | None = None
     start_iters: int = 10
-    trial: int = 4096
+    trial: int = TRIAL
+    points: int = POINTS
     draws: int = 16_384
     witnesses: int = 2048
-    drifters: int = 1024
+    drifters: int = 512
     drift_rounds: int = 5
 
 
@@ -63,10 +68,12 @@ SIDE_BY_SIDE = Effort(
     look=2048,
     keep_look=True,
     particles=256,
+    confirming=0,
     starts=8,
     start_batch=32,
     start_iters=6,
     trial=1024,
+    points=2048,
     draws=8192,
     witnesses=512,
     drifters=128,
@@ -176,6 +183,12 @@ class Group:
         """(F,) True."""
         return torch.ones(len(self.records), dtype=torch.bool, device=self.target.device)
 
+    def for_a_flow(self) -> Tensor:
+        """(F,) whether a flow may fit better than any mixture: one mode, in more than a few dimensions."""
+        few = self.target.dim < _FLOW_DIMENSIONS or not self.gradient
+        one = [not few and record.modes == 1 and not record.flown for record in self.records]
+        return torch.tensor(one, device=self.target.device)
+
     def log_z(self) -> Tensor:
         """(F,) log-evidence by the best trials so far."""
         found = [0.0 if r.best is None else float(r.best[2].log_z) for r in self.records]
@@ -194,13 +207,19 @@ class Group:
         n = self.effort.draws
         trial = self.pool.draw(q, n)
         broken = (self.target.broken - broken) / n
-        reports = certify_many(trial.ell, trial.log_q, resampled=True, doubts=self.doubts(q, trial))
-        passed = self.all()
+        reports = certify_many(trial.ell, trial.log_q, resampled=True)
+        passed = torch.tensor([report.status in _GOOD for report in reports], device=self.target.device)
+        if bool(passed.any()):  # what the weights say is final where they are bad
+            found = iter(self.only(passed).doubts(q.of_fits(passed), trial.of_fits(passed)))
+            reports = [
+                _doubted(report, next(found)) if good else report
+                for report, good in zip(reports, passed.tolist(), strict=True)
+            ]
         for i, (record, report) in enumerate(zip(self.records, reports, strict=True)):
             answer = Answer(q.of_fits(_one(passed, i)), trial.z[i], trial.ell[i], trial.log_q[i], report)
             if record.answer is None or _rank(report) > _rank(record.answer[1].report):
                 record.answer, record.broken = (rung, answer), float(broken[i])
-            passed[i] = report.status in ("ok", "corrected") and report.ess_fraction >= spare
+            passed[i] = report.status in _GOOD and report.ess_fraction >= spare
             if not passed[i]:
                 record.story.append(f"{rung} {_why(report)}")
         return passed
@@ -233,15 +252,19 @@ class Group:
         return [[*each, carried] if by > _DRIFT else each for each, by in zip(found, moved, strict=True)]
 
     def missing(self, q: Proposal, log_z: Tensor) -> Tensor:
-        """(F,) share of the posterior's mass that the explorer's particles say q is much too low at.
+        """(F,) share of the posterior's mass that the explorer's particles, or the look's draws where there
+        are none, say q is much too low at.
 
         The particles alone are no proof: where an explorer mixes badly they sit where hardly any mass is. So
         a mixture fitted to those that accuse q is drawn from, and the mass there is weighed.
         """
         share = torch.zeros(len(self.records), **self.like)  # type: ignore[arg-type]
-        if self.seen is None:
+        if self.seen is not None:
+            z, ell = self.seen.z, self.seen.ell
+        elif self.effort.keep_look:
+            z, ell = self.pool.proposals[0][1].z, self.pool.proposals[0][1].ell
+        else:
             return share
-        z, ell = self.seen.z, self.seen.ell
         low = ell - q.log_prob(z) - log_z[:, None] > LOW
         accused = low.sum(1) >= _ACCUSERS
         if bool(accused.any()):
@@ -262,6 +285,10 @@ class Group:
 def _one(like: Tensor, i: int) -> Tensor:
     """(F,) bool, True at i."""
     return torch.arange(len(like), device=like.device) == i
+
+
+def _doubted(report: Report, doubts: list[str]) -> Report:
+    return replace(report, status="suspect", sentence=doubts[0]) if doubts else report
 
 
 def _rank(report: Report) -> tuple[int, float]:

@@ -43,7 +43,8 @@ _CLEAR = 0.5  # with which the Gaussian's is, and no mixture need be tried
 _LOOKED_AT = 512  # promising draws of the prior
 _WIDE = 20  # dimensions beyond which the explorer is not sent after a Gaussian that passes
 _ENOUGH_SEEN = 10.0  # draws of the prior in effect, for each dimension, from which a mixture can be fitted
-_BENT, _BENT_DIMENSIONS = 0.25, 4  # a first mixture's share below which a posterior of one mode is for a flow
+_BENT = 0.25  # share of a first mixture below which what a flow may fit is left to it at once
+_LITTLE = 0.5  # of a refitted one, below which a flow is tried first: what it lacks its weights cannot tell
 _FLOW_ROUNDS, _FLOW_STEPS, _FLOW_BATCH = 3, 200, 256
 _HOPELESS_FLOW = 0.02
 _ENOUGH_FLOW = 0.6
@@ -173,8 +174,8 @@ def _try_start(now: Group) -> None:
 def _only_a_gaussian(now: Group, q: Mixture) -> Sequence[Group]:
     """Whether Gaussians that fit where they are leave out mass elsewhere."""
     wide = defended(q)
-    if now.target.dim <= _WIDE:
-        now.seen = explore(now.target, now.effort.particles // 2, fits=now.target.fits, gradient=now.gradient)
+    if now.target.dim <= _WIDE and now.effort.confirming:
+        now.seen = explore(now.target, now.effort.confirming, fits=now.target.fits, gradient=now.gradient)
     log_z = now.log_z()
     missed = ~now.all()
     if now.start is not None:
@@ -211,7 +212,11 @@ def _prior_draws(now: Group) -> Sequence[Group]:
     assert isinstance(q, Mixture)
     seen = trial.share * now.effort.look > _ENOUGH_SEEN * now.target.dim
     enough, others = now.parts(seen)
-    rest = [] if enough is None else _refits(enough, q.of_fits(seen), trial.of_fits(seen).first(now.effort.trial), again=False)
+    rest = (
+        []
+        if enough is None
+        else _refits(enough, q.of_fits(seen), trial.of_fits(seen).first(now.effort.trial), again=False)
+    )
     return [*rest, *([] if others is None else [others])]
 
 
@@ -226,7 +231,7 @@ def _mixture(now: Group) -> Sequence[Group]:
         even = torch.full(z.shape[:2], 1.0 / z.shape[1]).to(z)
         starts = picked(z, spread_out(z, even, now.effort.starts))
         found.append(_matched(now, starts, local_covariances(z, starts, max(4 * now.target.dim, 40))))
-    found.append(from_particles(seen))
+    found.append(from_particles(seen, now.effort.points))
     if now.start is not None:  # what the user knows of, whatever the explorer saw
         found = [q.with_(now.start, 0.5) for q in found]
     best, trial = found[0], now.pool.draw(defended(found[0]), now.effort.trial)
@@ -237,39 +242,60 @@ def _mixture(now: Group) -> Sequence[Group]:
     now.consider("a mixture", best, trial)
     if now.effort != ALONE:
         return _refits(now, best, trial)
-    bent = trial.share < _BENT
     for i, record in enumerate(now.records):
-        one = best.of_fits(torch.arange(len(bent)) == i)
+        one = best.of_fits(torch.arange(len(now.records)) == i)
         record.modes = len(find_modes(z[i], lambda z, one=one: one.log_prob(z[None])[0]))
-        bent[i] &= record.modes == 1 and now.target.dim >= _BENT_DIMENSIONS and now.gradient
+    bent = now.for_a_flow() & (trial.share < _BENT)
     first, others = now.parts(bent)
     rest = [] if others is None else list(_refits(others, best.of_fits(~bent), trial.of_fits(~bent)))
     if first is not None:
-        q, its_trial = best.of_fits(bent), trial.of_fits(bent)
-        for group in _flow(first):
-            still = torch.tensor([any(r is record for r in group.records) for record in first.records])
-            rest += _refits(group, q.of_fits(still), its_trial.of_fits(still))
+        for group, which in _after_a_flow(first):
+            rest += _refits(group, best.of_fits(bent).of_fits(which), trial.of_fits(bent).of_fits(which))
     return rest
 
 
+def _after_a_flow(now: Group) -> list[tuple[Group, Tensor]]:
+    """What a flow does not answer, and (F,) which of the fits that is."""
+    names = [id(record) for record in now.records]
+    return [(group, torch.tensor([name in map(id, group.records) for name in names])) for group in _flow(now)]
+
+
 def _refits(now: Group, q: Mixture, trial: Trial, *, again: bool = True) -> Sequence[Group]:
-    given_up: list[Group] = []
-    for _ in range(2 if again else 1):  # the second time with the draws of a certificate that failed
-        q, trial = refined(now.pool, q, trial, n=now.effort.trial)
-        now.consider("a mixture", q, trial)
-        hopeless = (trial.khat >= 0.9) | (trial.share < 0.05)
-        now.tell(hopeless, lambda i, trial=trial: f"a mixture had {_numbers(trial, i)}")
-        over, others = now.parts(hopeless)
-        given_up += [] if over is None else [over]
-        if others is None:
-            return given_up
-        now, q, trial = others, q.of_fits(~hopeless), trial.of_fits(~hopeless)
-        answered = now.certified("a mixture", defended(q), spare=_SPARE)
-        _, others = now.parts(answered)
-        if others is None:
-            return given_up
-        now, q, trial = others, q.of_fits(~answered), trial.of_fits(~answered)
-    return [*given_up, now]
+    q, trial = _refitted(now, q, trial)
+    rest: list[Group] = []
+    left = now.for_a_flow() & (trial.share < _LITTLE) & torch.tensor(now.effort == ALONE)
+    first, others = now.parts(left)
+    if others is not None:
+        rest += _certified_mixture(others, q.of_fits(~left), trial.of_fits(~left), again=again)
+    if first is not None:
+        for group, which in _after_a_flow(first):
+            rest += _certified_mixture(
+                group, q.of_fits(left).of_fits(which), trial.of_fits(left).of_fits(which), again=again
+            )
+    return rest
+
+
+def _refitted(now: Group, q: Mixture, trial: Trial) -> tuple[Mixture, Trial]:
+    q, trial = refined(now.pool, q, trial, n=now.effort.trial, points=now.effort.points)
+    now.consider("a mixture", q, trial)
+    return q, trial
+
+
+def _certified_mixture(now: Group, q: Mixture, trial: Trial, *, again: bool) -> Sequence[Group]:
+    """A second time, if asked for, with the draws of a certificate that failed among the points."""
+    hopeless = (trial.khat >= 0.9) | (trial.share < 0.05)
+    now.tell(hopeless, lambda i: f"a mixture had {_numbers(trial, i)}")
+    over, others = now.parts(hopeless)
+    rest = [] if over is None else [over]
+    if others is None:
+        return rest
+    answered = others.certified("a mixture", defended(q.of_fits(~hopeless)), spare=_SPARE)
+    _, others = others.parts(answered)
+    if others is None or not again:
+        return [*rest, *([] if others is None else [others])]
+    q, trial = q.of_fits(~hopeless).of_fits(~answered), trial.of_fits(~hopeless).of_fits(~answered)
+    q, trial = _refitted(others, q, trial)
+    return [*rest, *_certified_mixture(others, q, trial, again=False)]
 
 
 def _flow(now: Group) -> Sequence[Group]:

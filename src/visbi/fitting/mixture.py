@@ -84,14 +84,20 @@ class Mixture:
 
     @cached_property
     def _quadratic(self) -> tuple[Tensor, Tensor] | None:
-        """Coefficients (F, K, P) of every component's log-density as a polynomial about a centre (F, 1, d).
+        """Coefficients about the middle of the components, and that, (F, 1, d)."""
+        centre = self.loc.mean(1, keepdim=True)
+        coefficients = self.about(centre)
+        return None if coefficients is None else (coefficients, centre)
 
-        None where rounding would show: for components too narrow for where they are, or for many dimensions.
+    def about(self, centre: Tensor) -> Tensor | None:
+        """Coefficients (F, K, P) of every component's log-density as a polynomial in z - centre (F, 1, d).
+
+        They belong to the `_monomials`. None where rounding would show: for components too narrow for where
+        they are, or for many dimensions.
         """
         d = self.loc.shape[-1]
         if d > _POLYNOMIAL_DIMENSIONS:
             return None
-        centre = self.loc.mean(1, keepdim=True)
         m = self.loc - centre
         precision = self._inverse.mT @ self._inverse
         pull = (precision @ m[..., None])[..., 0]
@@ -102,24 +108,16 @@ class Mixture:
         twice = torch.where(i == j, 1.0, 2.0).to(m)
         constant = self._log_norm - 0.5 * (m * pull).sum(-1)
         square = -0.5 * twice * precision[..., i, j]
-        return torch.cat([constant[..., None], pull, square], -1), centre
+        # a component without weight has a constant of -inf, which times zero would be NaN elsewhere
+        return torch.cat([constant[..., None], pull, square], -1).nan_to_num(neginf=-1e300)
 
-    def by_component(self, z: Tensor, monomials: Tensor | None = None) -> Tensor:
-        """log of w_k N(z; m_k, S_k), (F, K, N), for z (F, N, d).
-
-        Args:
-            z: the points.
-            monomials: of z about this mixture's centre, if they are there already.
-        """
+    def by_component(self, z: Tensor) -> Tensor:
+        """log of w_k N(z; m_k, S_k), (F, K, N), for z (F, N, d)."""
         quadratic = self._quadratic
         if quadratic is not None:
             coefficients, centre = quadratic
-            # a component without weight has a constant of -inf, which times zero would be NaN elsewhere
-            safe = coefficients.nan_to_num(neginf=-1e300)
-            if monomials is not None:
-                return safe @ monomials.mT
             step = max(64, _AT_ONCE // (len(z) * coefficients.shape[-1]))
-            return torch.cat([safe @ _monomials(piece - centre).mT for piece in z.split(step, 1)], -1)
+            return torch.cat([coefficients @ _monomials(piece - centre).mT for piece in z.split(step, 1)], -1)
         shift = (self._inverse @ self.loc[..., None]).mT  # (F, K, 1, d)
         step = max(64, _AT_ONCE // self.loc.numel())
         parts = []
@@ -250,24 +248,73 @@ def expectation_maximisation(
     tensor([[0.75, 0.25]], dtype=torch.float64)
     """
     before = -math.inf
+    known = Moments.of(z, weights)
     for _ in range(max_iters):
-        joint = mixture.by_component(z)
-        total = torch.logsumexp(joint, 1, keepdim=True)
-        score = float((weights * total[:, 0]).sum(1).mean())
+        polynomial = None if known is None else mixture.about(known.centre)
+        if known is None or polynomial is None:
+            joint = mixture.by_component(z)
+        else:
+            joint = polynomial @ known.monomials.mT
+        top = joint.amax(1, keepdim=True)
+        share = joint.sub_(top).exp_()
+        total = share.sum(1, keepdim=True)
+        score = float((weights * (top + total.log())[:, 0]).sum(1).mean())
         if score - before < tol:
             break
         before = score
-        mixture = maximise(mixture, z, (joint - total).exp() * weights[:, None])
+        share.mul_(weights[:, None] / total)
+        mixture = maximise(mixture, z, share, None if polynomial is None else known)
     return mixture
 
 
-def maximise(mixture: Mixture, z: Tensor, share: Tensor) -> Mixture:
+@dataclass(frozen=True)
+class Moments:
+    """What the moments of shares of points follow from by one product.
+
+    Attributes:
+        centre: (F, 1, d). monomials: (F, N, P) of the points about it.
+    """
+
+    centre: Tensor
+    monomials: Tensor
+
+    @staticmethod
+    def of(z: Tensor, weights: Tensor) -> "Moments | None":
+        """Of points (F, N, d) about their mean; None in many dimensions."""
+        if z.shape[-1] > _POLYNOMIAL_DIMENSIONS:
+            return None
+        centre = (weights[..., None] * z).sum(1, keepdim=True)
+        return Moments(centre, _monomials(z - centre))
+
+    def mean_and_covariance(self, share: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
+        """(F, K, d) and (F, K, d, d) of shares (F, K, N) with sums (F, K, 1)."""
+        d = self.centre.shape[-1]
+        moments = share @ self.monomials / mass
+        mean, second = moments[..., 1 : d + 1], moments[..., d + 1 :]
+        i, j = torch.triu_indices(d, d, device=mean.device)
+        square = mean.new_empty(*mean.shape, d)
+        square[..., i, j] = square[..., j, i] = second
+        return self.centre + mean, square - mean[..., None] * mean[..., None, :]
+
+
+def _mean_and_covariance(z: Tensor, share: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
+    """The same from the points themselves, where rounding would show or dimensions are many."""
+    loc = share @ z / mass
+    cov = loc.new_empty(*loc.shape, loc.shape[-1])
+    for k in range(share.shape[1]):
+        gap = z - loc[:, k, None]
+        cov[:, k] = (share[:, k, :, None] * gap).mT @ gap / mass[:, k, :, None]
+    return loc, cov
+
+
+def maximise(mixture: Mixture, z: Tensor, share: Tensor, known: Moments | None = None) -> Mixture:
     """One M step from responsibilities times weights.
 
     Args:
         mixture: what a component that is left without points keeps, with weight zero; all of it where no
             component has any.
         z: (F, N, d). share: (F, K, N), adding up to the points' weights over K.
+        known: what moments of z follow from, if it is there already.
 
     Returns:
         The mixture with the moments of each component's share, shrunk as the module says.
@@ -277,11 +324,9 @@ def maximise(mixture: Mixture, z: Tensor, share: Tensor) -> Mixture:
     points = mass.square() / share.square().sum(-1).clamp_min(1e-300)
     alive = (points > d + 1.5) & (mass > 1e-6)
     safe = mass.clamp_min(1e-300)[..., None]
-    loc = share @ z / safe
-    cov = torch.empty_like(mixture.tril)
-    for k in range(share.shape[1]):
-        gap = z - loc[:, k, None]
-        cov[:, k] = (share[:, k, :, None] * gap).mT @ gap / safe[:, k, :, None]
+    loc, cov = (
+        _mean_and_covariance(z, share, safe) if known is None else known.mean_and_covariance(share, safe)
+    )
     n = points[..., None, None].clamp_min(d + 2.0)
     own = torch.diag_embed(cov.diagonal(dim1=-2, dim2=-1).clamp_min(1e-300))
     cov = (1 + (d + 1) / n) * (n * cov + (d + 2) * own) / (n + d + 2)

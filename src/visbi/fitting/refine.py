@@ -33,11 +33,13 @@ from visbi.fitting.target import Target
 
 __all__ = ["Blend", "around", "from_particles", "matched", "patch", "refined"]
 
+TRIAL = 4096
+"""Draws that say how good a proposal is, where nothing else is asked for."""
+POINTS = 4096
+"""Most weighted points that EM runs on, likewise."""
 _COMPONENTS = 24
 _MOST_COMPONENTS = 64
 _NEW = 12  # components that a refit may add
-_POINTS = 4096  # that EM runs on
-_TRIAL = 4096
 _PATCH = 0.7  # nats by which q is low where a patch starts
 _LEAST_PATCH = 0.02
 _ENOUGH = 0.9  # effective share that no refit need improve
@@ -100,8 +102,8 @@ def around(z: Tensor, weights: Tensor | None = None) -> Mixture:
     return _fitted(z, even, centres, local_covariances(z, centres, near, even))
 
 
-def from_particles(seen: Exploration) -> Mixture:
-    """EM on all that the explorer saw, weighted, from local covariances.
+def from_particles(seen: Exploration, most: int = POINTS) -> Mixture:
+    """EM on all that the explorer saw, weighted, at most `most` points of it, from local covariances.
 
     >>> from torch.distributions import Independent, Normal
     >>> from visbi.priors import coordinates
@@ -111,7 +113,7 @@ def from_particles(seen: Exploration) -> Mixture:
     >>> from_particles(seen).sample(10).shape
     torch.Size([1, 10, 2])
     """
-    z, weights = thinned(*seen.weighted(), _POINTS)
+    z, weights = thinned(*seen.weighted(), most)
     d = z.shape[-1]
     room = ((weights > 0).sum(1) // (3 * d + 10)).clamp(1, _COMPONENTS)
     centres = picked(z, spread_out(z, weights, int(room.max())))
@@ -157,7 +159,7 @@ def patch(pool: Pool, q: Proposal) -> Blend:
 
     The share of q's mass that the mixture takes is at most a half.
     """
-    z, weights = pool.points(2 * _POINTS)
+    z, weights = pool.points(2 * POINTS)
     log_q = q.log_prob(z)
     centres = picked(z, spread_out(z, _where_low(weights, log_q, _PATCH), _NEW))
     cov = local_covariances(z, centres, max(4 * z.shape[-1], 40), weights)
@@ -174,7 +176,7 @@ def patch(pool: Pool, q: Proposal) -> Blend:
 
 
 def refined(
-    pool: Pool, q: Mixture, trial: Trial, *, rounds: int = 4, n: int = _TRIAL
+    pool: Pool, q: Mixture, trial: Trial, *, rounds: int = 4, n: int = TRIAL, points: int = POINTS
 ) -> tuple[Mixture, Trial]:
     """The best mixtures after at most `rounds` refits, and the trial of them.
 
@@ -182,7 +184,7 @@ def refined(
         pool: all points so far; fresh draws of every refit, defended, are added.
         q: the mixtures to begin with. trial: of them.
         rounds: most refits; fewer where the effective share of every fit is large or no longer grows.
-        n: draws in a trial.
+        n: draws in a trial. points: most of them that EM runs on.
 
     Raises:
         BudgetReached: the target's budget is used up.
@@ -193,7 +195,7 @@ def refined(
         over |= best_trial.share > _ENOUGH
         if bool(over.all()):
             break
-        current = _refit(pool, current)
+        current = _refit(pool, current, points)
         fresh = pool.draw(defended(current), n)
         over |= (fresh.share <= 1.05 * best_trial.share) & (fresh.share > 0.3)
         higher = fresh.share > best_trial.share
@@ -201,8 +203,8 @@ def refined(
     return best, best_trial
 
 
-def _refit(pool: Pool, q: Mixture) -> Mixture:
-    z, weights = pool.points(_POINTS)
+def _refit(pool: Pool, q: Mixture, points: int) -> Mixture:
+    z, weights = pool.points(points)
     d = z.shape[-1]
     room = ((weights > 0).sum(1) // (3 * d + 10)).clamp(
         0, max(0, min(_NEW, _MOST_COMPONENTS - q.loc.shape[1]))
