@@ -107,6 +107,8 @@ def climb_together(
     reason = ""
     try:
         for rung in rungs:
+            if not groups:
+                break
             say(rung.__name__.strip("_"))
             groups = [rest for group in groups for rest in rung(group)]
     except BudgetReached as reached:
