@@ -121,7 +121,7 @@ class VIPosterior:
         if x_shape is not None:
             warnings.warn("`x_shape` is deprecated and ignored.", DeprecationWarning, stacklevel=2)
         self.prior = _find_prior(prior, potential_fn, q)
-        self.potential_fn: BasePotential = as_potential(potential_fn, self.prior)
+        self.potential_fn: BasePotential = as_potential(potential_fn)
         if self.potential_fn.prior is None:
             self.potential_fn.prior = self.prior
         self._device = str(device)
@@ -130,10 +130,10 @@ class VIPosterior:
         self.z_score_theta: ZScore = z_score_theta
         self.z_score_x: ZScore = one_of("z_score_x", z_score_x, ("none", "independent", "structured"))  # type: ignore[assignment]
         self._coords = coordinates(self.prior, z_score=z_score_theta, theta_transform=theta_transform)
-        self._state: Untrained | SingleFit | AutoFit | AmortizedFit = Untrained()
+        self._state: Untrained | SingleFit | AutoFit | AmortizedFit
+        self._map: Tensor | None
         x_o = self.potential_fn.return_x_o()
         self._x: Tensor | None = None if x_o is None else _observation(x_o)
-        self._map: Tensor | None = None
         self.set_vi_method(vi_method)
         self.set_q(q, parameters=parameters, modules=modules)
         if vi_method != METHODS[0]:  # asked for: stands above that of a posterior given as q
@@ -195,7 +195,7 @@ class VIPosterior:
             name = "modules" if parameters is None else "parameters"
             raise ValueError(violation(name, "None, since this q brings its own", "some"))
         automatic = q == AUTO if isinstance(q, str) else isinstance(q, VIPosterior) and q._automatic
-        if isinstance(q, str):
+        if isinstance(q, str) and q in (AUTO, *FAMILY_NAMES):
             family: Family = self._named(_BEFORE_AUTO if automatic else q)
         elif isinstance(q, VIPosterior):
             if isinstance(q._state, AmortizedFit):
