@@ -9,7 +9,7 @@ from torch.distributions import Independent, MultivariateNormal, Normal
 from visbi.core.random import seeded
 from visbi.families.conditional import ConditionalFamily
 from visbi.families.conditional_config import ConditionalConfig
-from visbi.fitting import amortized_loop
+from visbi.fitting import amortized_loop, amortized_objectives
 from visbi.fitting.amortized import fit_amortized
 from visbi.fitting.amortized_config import AmortizedOptions
 from visbi.fitting.amortized_loop import _Average
@@ -55,25 +55,62 @@ def test_the_forward_loss_is_that_of_the_prior_before_training():
     forward = Forward(q, pairs, pairs, AmortizedOptions(**QUIET))
     expected = -float(PRIOR.log_prob(pairs.theta).mean())
     assert forward.held_out() == pytest.approx(expected, abs=1e-5)
-    losses = [loss.value for loss in forward.losses()]
+    losses = [part.loss().value for (part,) in forward.steps()]
     assert len(losses) == 400 // 64  # a pass; the short rest is left out
     assert sum(losses) / len(losses) == pytest.approx(expected, abs=0.2)
 
 
+def gradient(q, parts):
+    total = sum(part.share * part.loss().surrogate for part in parts)
+    return torch.autograd.grad(total, q.regression.bias)[0]
+
+
 def test_the_sum_is_the_sum():
     pairs, q = simulated(64), family()
-    options = AmortizedOptions(**QUIET | {"n_particles": 64})
+    with torch.no_grad():
+        q.regression.bias.fill_(0.5)
+    options = AmortizedOptions(**QUIET | {"n_particles": 256})
     parts = [Forward(q, pairs, pairs, options), Elbo(q, POTENTIAL, pairs, pairs, options)]
     both = Both(q, POTENTIAL, pairs, pairs, options)
     assert both.held_out() == pytest.approx(sum(part.held_out() for part in parts))
-    with seeded(3):  # all 64 are one batch, in whatever order
-        (loss,) = both.losses()
-    gradient = torch.autograd.grad(loss.surrogate, q.regression.bias)[0]
-    (one,) = parts[0].losses()
-    assert loss.value == pytest.approx(one.value + parts[1].held_out(), rel=0.1)
-    forward = torch.autograd.grad(one.surrogate, q.regression.bias)[0]
-    reverse = torch.autograd.grad(next(parts[1].losses()).surrogate, q.regression.bias)[0]
-    torch.testing.assert_close(gradient, forward + reverse, atol=0.4, rtol=0.1)
+    (together,), *alone = [list(objective.steps()) for objective in (both, *parts)]
+    # all 64 are one batch, in whatever order
+    separate = [gradient(q, one[0]) for one in alone]
+    assert all(g.abs().max() > 0.3 for g in separate)
+    torch.testing.assert_close(gradient(q, together), sum(separate), atol=0.1, rtol=0.05)
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 40, 100])
+def test_parts_bound_what_is_evaluated_at_once_and_add_up(at_once, monkeypatch):
+    sizes = []
+
+    def counted(theta, x):
+        sizes.append(len(theta))
+        return log_joint(theta, x)
+
+    pairs, q = simulated(12), family()
+    with torch.no_grad():
+        q.regression.bias.normal_(std=0.3)
+    options = AmortizedOptions(**QUIET | {"n_particles": 50, "validation_batch_size": 12})
+    potential = CustomPotential(counted, PRIOR)
+    both = Both(q, potential, pairs, pairs, options)
+    whole = both.held_out(), gradient(q, next(both.steps()))
+    monkeypatch.setattr(amortized_objectives, "_AT_ONCE", at_once)
+    sizes.clear()
+    held_out = both.held_out()
+    assert max(sizes) <= max(at_once, 1) and sum(sizes) == 12 * 50
+    parts = next(both.steps())
+    assert sum(part.share for part in parts) == pytest.approx(2.0)
+    assert held_out == pytest.approx(whole[0], abs=0.5)
+    torch.testing.assert_close(gradient(q, parts), whole[1], atol=0.5, rtol=0.2)
+    q.zero_grad()
+    optimizer = torch.optim.SGD(q.parameters(), lr=0.0)
+    with seeded(5):
+        expected = gradient(q, parts)
+    with seeded(5):
+        taken = amortized_loop._step(parts, list(q.parameters()), optimizer, 1e9)
+    assert taken.moved and taken.excluded == 0
+    torch.testing.assert_close(q.regression.bias.grad, expected)
 
 
 @pytest.mark.parametrize("name", ["gaussian", "coupling"])

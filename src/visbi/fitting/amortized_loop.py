@@ -12,6 +12,7 @@ which does for the noise of small batches what a falling learning rate does.
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from visbi.families.conditional import ConditionalFamily
 from visbi.fitting.amortized_config import AmortizedOptions
-from visbi.fitting.amortized_objectives import Objective
+from visbi.fitting.amortized_objectives import Objective, Part
 from visbi.fitting.state import AmortizedTrace
 
 __all__ = ["INTERRUPTED", "descend"]
@@ -48,10 +49,10 @@ def descend(family: ConditionalFamily, objective: Objective, options: AmortizedO
         for _ in bar:
             family.train()
             progress.begin()
-            for loss in objective.losses():
-                moved = _step(loss, parameters, optimizer, options.clip_value)
-                progress.step(loss.value, loss.excluded, moved)
-                if moved:
+            for parts in objective.steps():
+                taken = _step(parts, parameters, optimizer, options.clip_value)
+                progress.step(taken)
+                if taken.moved:
                     average.update()
             if progress.moved:
                 scheduler.step()
@@ -91,13 +92,13 @@ class _Progress:
         """An iteration begins."""
         self.moved, self._steps = False, []
 
-    def step(self, loss: float, excluded: int, moved: bool) -> None:
+    def step(self, taken: "_Taken") -> None:
         """A step was taken, or left out."""
-        self._steps.append(loss)
-        self.moved = self.moved or moved
-        self.excluded += excluded
-        self.skipped += not moved
-        self.skipped_in_a_row = 0 if moved else self.skipped_in_a_row + 1
+        self._steps.append(taken.value)
+        self.moved = self.moved or taken.moved
+        self.excluded += taken.excluded
+        self.skipped += not taken.moved
+        self.skipped_in_a_row = 0 if taken.moved else self.skipped_in_a_row + 1
 
     def end(self, held_out: float) -> None:
         """The iteration is over."""
@@ -161,16 +162,31 @@ def _held_out(family: ConditionalFamily, objective: Objective) -> float:
     return objective.held_out()
 
 
-def _step(loss: Any, parameters: list[Tensor], optimizer: torch.optim.Optimizer, clip_value: float) -> bool:
-    """One step of the optimiser; False, and nothing changed, if loss or gradient is not finite."""
-    if not (math.isfinite(loss.value) and bool(torch.isfinite(loss.surrogate))):
-        return False
+@dataclass(frozen=True)
+class _Taken:
+    """A step: its loss, how many particles had no finite potential, and whether weights moved."""
+
+    value: float
+    excluded: int
+    moved: bool
+
+
+def _step(
+    parts: list[Part], parameters: list[Tensor], optimizer: torch.optim.Optimizer, clip_value: float
+) -> _Taken:
+    """One step of the optimiser; nothing changes if a loss or the gradient is not finite."""
     optimizer.zero_grad(set_to_none=True)
-    loss.surrogate.backward()
-    if not bool(torch.isfinite(torch.nn.utils.clip_grad_norm_(parameters, clip_value))):
-        return False
-    optimizer.step()
-    return True
+    value, excluded = 0.0, 0
+    for part in parts:
+        loss = part.loss()
+        value, excluded = value + part.share * loss.value, excluded + loss.excluded
+        if not (math.isfinite(loss.value) and bool(torch.isfinite(loss.surrogate))):
+            return _Taken(value, excluded, False)
+        (part.share * loss.surrogate).backward()
+    moved = bool(torch.isfinite(torch.nn.utils.clip_grad_norm_(parameters, clip_value)))
+    if moved:
+        optimizer.step()
+    return _Taken(value, excluded, moved)
 
 
 def _bar(options: AmortizedOptions) -> Any:

@@ -11,8 +11,9 @@ forward one first, and then down the sum, whose forward part holds what the ELBO
 An iteration is one batch; of the forward objective, whose steps cost little, one pass over all pairs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,11 +26,11 @@ from visbi.fitting.amortized_config import AmortizedOptions
 from visbi.objectives import Loss, reverse_kl
 from visbi.potentials.base import BasePotential
 
-__all__ = ["HELD_OUT_SEED", "Both", "Elbo", "Forward", "Objective", "Pairs", "elbo"]
+__all__ = ["HELD_OUT_SEED", "Both", "Elbo", "Forward", "Objective", "Pairs", "Part", "elbo"]
 
 HELD_OUT_SEED = 20_011
 """Of the split and of the noise of the held-out loss: the same whatever the fit's seed."""
-_PIECE = 8192  # pairs whose log q is taken at once where there is no gradient
+_AT_ONCE = 2**16  # draws, or pairs, in one part of a loss
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,24 @@ class Pairs:
             yield self[order[i : i + size]]
 
 
+@dataclass(frozen=True)
+class Part:
+    """A part of a loss that is evaluated, and goes back, by itself: so memory is bounded.
+
+    Attributes:
+        share: its factor in the loss.
+        loss: evaluates it, with the weights of the moment.
+    """
+
+    share: float
+    loss: Callable[[], Loss]
+
+
+def sum_of(parts: list[Part]) -> float:
+    """The value of a loss."""
+    return sum(part.share * part.loss().value for part in parts)
+
+
 class Elbo:
     """Batches of x and the loss of each; `theta` is not looked at."""
 
@@ -83,15 +102,23 @@ class Elbo:
         self._batches = train.batches(options.batch_size)
         self._held_out = held_out[: options.held_out_batch_size]
 
-    def losses(self) -> Iterator[Loss]:
-        """Those of one iteration, each at the weights of the moment when it is asked for."""
-        yield elbo(self.family, self.potential, next(self._batches).x, self.options.n_particles)
+    def parts(self, x: Tensor, n: int) -> list[Part]:
+        """Minus the ELBO of x (M, ...) from n draws for each, at most `_AT_ONCE` draws in a part."""
+        draws = min(n, _AT_ONCE)
+        return [
+            Part(some * len(piece) / (n * len(x)), partial(elbo, self.family, self.potential, piece, some))
+            for some in (min(draws, n - k) for k in range(0, n, draws))
+            for piece in x.split(max(1, _AT_ONCE // draws))
+        ]
+
+    def steps(self) -> Iterator[list[Part]]:
+        """The losses of one iteration's steps."""
+        yield self.parts(next(self._batches).x, self.options.n_particles)
 
     def held_out(self) -> float:
         """The loss of the held-out rows, always with the same noise."""
         with seeded(HELD_OUT_SEED):
-            x, n = self._held_out.x, self.options.held_out_n_particles
-            return elbo(self.family, self.potential, x, n).value
+            return sum_of(self.parts(self._held_out.x, self.options.held_out_n_particles))
 
 
 class Forward:
@@ -106,18 +133,20 @@ class Forward:
         self.family, self.options, self._train = family, options, train
         self._held_out = held_out[: options.validation_batch_size]
 
-    def losses(self) -> Iterator[Loss]:
-        """Those of one iteration."""
+    def parts(self, pairs: Pairs) -> list[Part]:
+        """Minus the mean log q of pairs."""
+        starts = range(0, len(pairs), _AT_ONCE)
+        pieces = [pairs[k : k + _AT_ONCE] for k in starts]
+        return [Part(len(piece) / len(pairs), partial(forward, self.family, piece)) for piece in pieces]
+
+    def steps(self) -> Iterator[list[Part]]:
+        """The losses of one iteration's steps."""
         for batch in self._train.round(self.options.batch_size):
-            yield forward(self.family, batch)
+            yield self.parts(batch)
 
     def held_out(self) -> float:
         """The loss of the held-out pairs: all of them, unless `validation_batch_size` says how many."""
-        rows = torch.arange(len(self._held_out), device=self._held_out.x.device)
-        parts = [
-            forward(self.family, self._held_out[piece]).value * len(piece) for piece in rows.split(_PIECE)
-        ]
-        return sum(parts) / len(rows)
+        return sum_of(self.parts(self._held_out))
 
 
 class Both:
@@ -136,14 +165,12 @@ class Both:
     ) -> None:
         self._reverse = Elbo(family, potential, train, held_out, options)
         self._forward = Forward(family, train, held_out, options)
-        self._batches = train.batches(options.batch_size)
+        self._batches, self._n = train.batches(options.batch_size), options.n_particles
 
-    def losses(self) -> Iterator[Loss]:
-        """Those of one iteration."""
-        batch, own = next(self._batches), self._reverse
-        one = elbo(own.family, own.potential, batch.x, own.options.n_particles)
-        other = forward(own.family, batch)
-        yield Loss(one.surrogate + other.surrogate, one.value + other.value, one.excluded)
+    def steps(self) -> Iterator[list[Part]]:
+        """The losses of one iteration's steps."""
+        batch = next(self._batches)
+        yield [*self._reverse.parts(batch.x, self._n), *self._forward.parts(batch)]
 
     def held_out(self) -> float:
         """The sum of both held-out losses."""
