@@ -94,7 +94,7 @@ def corrected_at_each(
         warnings.warn(
             f"draws at {len(poor)} of {len(fit.x)} observations (rows {where} of x) are not certified: "
             "neither q(theta | x) nor a q found for that x alone passes. Look at certify(x) and refine(x).",
-            stacklevel=3,
+            stacklevel=4,  # whoever asked the posterior for draws
         )
     return torch.stack(columns, -2)
 

@@ -524,11 +524,11 @@ class VIPosterior:
         fit, shape = self._fitted(x), _shape(sample_shape)
         if not (fit.corrects if correct is None else correct):
             return fit.sample(shape)
+        if self._coords.low.is_meta:  # no weights there
+            return fit.sample(shape)
         if isinstance(fit, AmortizedFit):
             theta = self._corrected_at_each(shape, fit)
             return theta.squeeze(-2) if theta.shape[-2] == 1 else theta
-        if self._coords.low.is_meta:  # no weights there
-            return fit.sample(shape)
         seed = fresh_seed()
         draws = pool_for(shape.numel(), fit, self._log_p(fit.x), seed)
         self._state = replace(fit, draws=draws)
