@@ -1,7 +1,7 @@
 """Folders of finished work: a manifest that says whose it is, and files that are there whole or not at all.
 
-A folder has `manifest.json`: `format` and `version`, and what the work depends on. Whoever asks for other work
-in the same folder gets an error, and what is there stays as it is. One process writes a folder at a time.
+A folder has `manifest.json`: `format` and `version`, and what the work depends on. Asking for other work in
+the same folder is an error, and what is there stays as it is. One process writes a folder at a time.
 """
 
 import json
