@@ -41,7 +41,7 @@ from visbi.potentials.base import BasePotential
 from visbi.potentials.custom import as_potential
 from visbi.priors.distributions import as_prior
 from visbi.priors.inverse import lasting
-from visbi.priors.transforms import coordinates
+from visbi.priors.transforms import Coordinates, coordinates
 from visbi.scoring import CERTIFICATE_DRAWS, Score, certificate, scored
 
 if TYPE_CHECKING:  # these load zuko
@@ -150,6 +150,45 @@ class VIPosterior:
     @q.setter
     def q(self, q: Any) -> None:
         self.set_q(q)
+
+    @property
+    def automatic(self) -> bool:
+        """Whether q is "auto": found by the fit itself."""
+        return self._automatic
+
+    @property
+    def coordinates(self) -> Coordinates:
+        """Coordinates of the prior's support, in which q is fitted."""
+        return self._coords
+
+    @property
+    def fit(self) -> Untrained | SingleFit | AutoFit | AmortizedFit:
+        """What it was fitted by."""
+        return self._state
+
+    def sibling(self, fit: SingleFit | AutoFit | None = None) -> "VIPosterior":
+        """A posterior that shares potential, prior and coordinates with this one.
+
+        Args:
+            fit: what it was fitted by, in these coordinates; None: it is not fitted yet, and starts from a
+                copy of this one's weights unless told to `retrain_from_scratch`.
+
+        >>> from visbi.priors import BoxUniform
+        >>> prior = BoxUniform(-torch.ones(2), torch.ones(2))
+        >>> posterior = VIPosterior(lambda theta, x: -(theta - x).square().sum(-1), prior)
+        >>> other = posterior.sibling()
+        >>> other.prior is posterior.prior, other.q is posterior.q
+        (True, False)
+        """
+        made = type(self).__new__(type(self))
+        vars(made).update(vars(self))
+        made._state, made._map = (Untrained() if fit is None else fit), None
+        if fit is None:
+            made._family = copy.deepcopy(self._family, {id(self._coords): self._coords})
+            made._warm = self._warm or not isinstance(self._state, Untrained)
+        else:
+            made._family, made._x, made._warm = fit.family, fit.x, False
+        return made
 
     @property
     def theta_transform(self) -> Transform:
