@@ -137,6 +137,16 @@ def test_built_on_a_device() -> None:
     assert copy.deepcopy(named).default_x.device.type == "meta"
 
 
+def test_the_setters() -> None:
+    posterior = fitted()
+    posterior.vi_method = "IW"
+    assert posterior.vi_method == "IW" and posterior.set_vi_method("fKL") is posterior
+    posterior.default_x = OTHER
+    assert torch.equal(posterior.default_x, OTHER) and posterior.set_default_x(X) is posterior
+    posterior.q = "gaussian_diag"
+    assert "not fitted" in repr(posterior)
+
+
 # numbers
 
 
