@@ -167,7 +167,7 @@ def _judged(d: np.ndarray, theta: np.ndarray, names: tuple[str, ...], alpha: flo
 
 
 def _clearest(effects: np.ndarray) -> tuple[int, float]:
-    """Of effects (1 + B, D): the parameter whose first one is farthest from the others, in their deviations."""
+    """Of effects (1 + B, D): the one whose first is farthest from the others, in their deviations."""
     score = np.abs(effects[0] - effects[1:].mean(0)) / np.maximum(effects[1:].std(0), 1e-12)
     i = int(score.argmax())
     return i, float(score[i])
