@@ -1,8 +1,8 @@
 """`q="auto"` for F observations side by side: one climb, in calls for all of them.
 
 What is spent on a fit, and how far it climbs with the others, is `climbing.SIDE_BY_SIDE`. A fit that ends
-there neither "ok" nor "corrected", or with few of its draws in effect, is left to a climb alone. Modes are not
-looked for: telling them apart costs more than such a fit.
+there neither "ok" nor "corrected", or with few of its draws in effect, is left to a climb alone. Modes are
+not looked for: telling them apart costs more than such a fit.
 """
 
 from collections.abc import Callable, Sequence
