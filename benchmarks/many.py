@@ -23,13 +23,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from visbi.certificate.sbc import sbc
 
 from auto_fit import source_state
 from many_models import DRAWS, NAMES, Model, model
 from step_time import processor
 from visbi import __version__, fit_many
 from visbi.certificate import c2st
+from visbi.certificate.sbc import sbc
 from visbi.core.random import seeded
 
 HERE = Path(__file__).parent
@@ -108,8 +108,8 @@ def page(rows: list[Row]) -> str:
         "",
         f"visbi {first['versions']['visbi']}, torch {first['versions']['torch']}, {first['processor']}, one "
         f"thread, {first['when']}; load average {min(loads):.1f} to {max(loads):.1f} (other work ran beside, "
-        "which wall seconds feel). Seconds for one observation, with its first 1000 draws; of loops the mean over the "
-        "observations tried. C2ST of 1000 draws for each of 50 observations against exact ones.",
+        "which wall seconds feel). Seconds for one observation, with its first 1000 draws; of loops the mean over "
+        "the observations tried. C2ST of 1000 draws for each of 50 observations against exact ones.",
         "",
         f"| model | way | observations | {columns} |",
         "|---|---|---|---|---|---|---|---|",

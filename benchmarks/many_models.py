@@ -1,7 +1,7 @@
-"""Models with many observations, and exact posteriors: a linear Gaussian, and a likelihood learnt from two moons.
+"""Models with many observations and exact posteriors: a linear Gaussian, a likelihood learnt from two moons.
 
-The learnt likelihood's posterior is the one of the network, whatever it has learnt: it is tabulated on a grid over
-the prior's square, refined where there is mass, and drawn from cell by cell.
+The learnt likelihood's posterior is the one of the network, whatever it has learnt: it is tabulated on a
+grid over the prior's square, refined where there is mass, and drawn from cell by cell.
 """
 
 from collections.abc import Callable
