@@ -108,8 +108,8 @@ def page(rows: list[Row]) -> str:
         "",
         f"visbi {first['versions']['visbi']}, torch {first['versions']['torch']}, {first['processor']}, one "
         f"thread, {first['when']}; load average {min(loads):.1f} to {max(loads):.1f} (other work ran beside, "
-        "which wall seconds feel). Seconds for one observation, with its first 1000 draws; of loops the mean over "
-        "the observations tried. C2ST of 1000 draws for each of 50 observations against exact ones.",
+        "which wall seconds feel). Seconds for one observation, with its first 1000 draws; of loops the mean "
+        "over the observations tried. C2ST of 1000 draws for each of 50 observations against exact ones.",
         "",
         f"| model | way | observations | {columns} |",
         "|---|---|---|---|---|---|---|---|",
@@ -164,7 +164,9 @@ def main() -> None:
     tools = zip(("visbi-auto", "visbi-maf", "sbi-maf"), options.counts, strict=True)
     pythons = {"visbi": options.visbi_python, "sbi": options.sbi_python}
     wanted = [(tool, count) for tool, count in tools if count and pythons[tool.split("-")[0]]]
-    rows: list[Row] = []
+    path = options.output / "many.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    rows: list[Row] = [row for row in map(json.loads, lines) if row["model"] not in options.models]
     for name in options.models:
         found = together(name, options.n_obs, options.n_scored)
         for tool, count in wanted:
@@ -175,8 +177,8 @@ def main() -> None:
             print(
                 json.dumps({k: v for k, v in rows[-1].items() if k not in ("values", "source")}), flush=True
             )
-    (options.output / "many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (options.output / "many.md").write_text(page(rows))
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (options.output / "many.md").write_text(page(rows))
 
 
 if __name__ == "__main__":
