@@ -130,8 +130,8 @@ def page(rows: list[Row]) -> str:
         "",
         f"`infer` with its defaults on CPU, one thread. C2ST of {DRAWS} draws against {DRAWS} exact ones, "
         "the larger of a network's and boosted trees' accuracy (.5 = cannot be told apart, noise about .01); "
-        "in brackets that of the network alone, the kind that the published numbers were made with (on 10,000 "
-        "draws). Means over observations by seeds of our own; published: means over the ten of "
+        "in brackets that of the network alone, the kind that the published numbers were made with (on "
+        "10,000 draws). Means over observations by seeds of our own; published: means over the ten of "
         "Lueckmann et al., Benchmarking simulation-based inference, AISTATS 2021, whose MCMC on the learned "
         "likelihood takes 9 to 29 minutes of these at 10,000 simulations. Lynx and hare: one observation, "
         "seeds of the method; the reference is long NUTS on the exact likelihood.",
