@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from targets_tuning import slcp_proposals
+from amortized_tasks import amortized_task
 from visbi.core.random import seeded
 from visbi.simulators.zoo import lynx_hare, slcp, two_moons
 from visbi.simulators.zoo.task import Task
@@ -23,7 +23,6 @@ __all__ = ["PROBLEMS", "Problem", "two_moons_draws"]
 
 HERE = Path(__file__).parent
 _FIRST_SEED = 1000  # observation k is drawn under this seed + k
-_PROPOSALS = 500_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,14 +71,6 @@ def two_moons_draws(x: Tensor, n: int) -> Tensor:
     return torch.cat(found)[:n]
 
 
-def _slcp_draws(x: Tensor, n: int) -> Tensor:
-    found: list[Tensor] = []
-    while sum(map(len, found)) < n:
-        theta, accepted = slcp_proposals(_PROPOSALS, x)
-        found.append(theta[accepted])
-    return torch.cat(found)[:n]
-
-
 def _lynx_hare_draws(x: Tensor, n: int) -> Tensor:
     with np.load(HERE / "data" / "lynx_hare_reference.npz") as saved:
         theta = torch.from_numpy(saved["theta"]).double()
@@ -88,7 +79,7 @@ def _lynx_hare_draws(x: Tensor, n: int) -> Tensor:
 
 PROBLEMS: dict[str, Problem] = {
     "two_moons": Problem(two_moons.task(), two_moons_draws),
-    "slcp": Problem(slcp.task(), _slcp_draws),
+    "slcp": Problem(slcp.task(), amortized_task("slcp").draw),
     "lynx_hare": Problem(lynx_hare.task(), _lynx_hare_draws, own_observation=True),
 }
 """By name."""
