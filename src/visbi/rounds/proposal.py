@@ -74,7 +74,7 @@ class TruncatedPrior:
         self.threshold = float(log_q.quantile(outside))
         self.coords = coordinates(posterior.prior)
         z = self.coords.to_z(draws[torch.randperm(len(draws))[:_SHAPE]])[0].detach()
-        self._wide = _reaching(around(z), outside)
+        self._wide = _reaching(around(z[None]), outside)
 
     def contains(self, theta: Tensor) -> Tensor:
         """Which of theta (N, D) lie in the region, (N,) bool."""
