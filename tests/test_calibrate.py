@@ -157,6 +157,14 @@ def test_options_have_effects(right: Cases) -> None:
     assert run(alpha=0.3).sbc.alpha == pytest.approx(0.1) and run(alpha=1 - 1e-9).verdict != "calibrated"
 
 
+def test_a_small_alpha_has_exchanges_enough(right: Cases) -> None:
+    options: dict[str, Any] = {"x_o": TASK.x_o[None], "classifier": "quadratic", "alpha": 0.02, "seed": 1}
+    found = calibrate(WithDensities(), right.theta, right.x, **options)
+    assert found.local is not None and len(found.local.null) == 201 and found.local.alpha == 0.005
+    assert found.prior is not None and found.prior.alpha == 0.02
+    assert found.x_o is not None and found.x_o.shape == (2,)
+
+
 def test_a_seed_leaves_the_generator_alone(right: Cases) -> None:
     state = torch.random.get_rng_state()
     calibrate(WithDensities(), right.theta, right.x, x_o=TASK.x_o, classifier="quadratic", seed=1)

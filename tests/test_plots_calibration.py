@@ -49,10 +49,6 @@ def test_ranks() -> None:
 
 def test_right_curves_stay_in_their_bands() -> None:
     right = cases(400, 100)
-    ranks, coverage = (
-        sbc(right.theta, right.draws, seed=1),
-        expected_coverage(right.theta, right.draws, seed=1),
-    )
     for axes in (
         drawn(rank_plot(sbc(right.theta, right.draws, seed=1))).axes[1],
         drawn(coverage_plot(expected_coverage(right.theta, right.draws, seed=1))).axes[0],

@@ -13,7 +13,7 @@ Together the tests of q call a right one wrong with probability alpha at most: e
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -32,6 +32,7 @@ from visbi.certificate import (
     sbc,
     tarp,
 )
+from visbi.certificate.local import N_NULL
 from visbi.certificate.ranks import ALPHA
 from visbi.core.checks import finite_tensor, in_interval, positive_int, same_length, violation
 from visbi.core.random import fresh_seed, seeded, spawn_seeds
@@ -57,22 +58,23 @@ class Calibration:
 
     Attributes:
         sbc, coverage, tarp: over all observations.
+        x: the simulations.
         local: at x_o, or None without one.
         prior: whether x_o is foreign to the simulations, or None without x_o.
         predictive: whether x_o is like predictions of the posterior, or None without x_o or a simulator.
-        x_o, x: the observation or None, and the simulations it was compared with.
+        x_o: the observation, or None.
         predictions: (M, ...) simulations at draws of q(theta | x_o), or None.
     """
 
     sbc: SBC
     coverage: Coverage
     tarp: TARP
-    local: LocalC2ST | None
-    prior: PredictiveCheck | None
-    predictive: PredictiveCheck | None
-    x_o: Tensor | None
     x: Tensor
-    predictions: Tensor | None
+    local: LocalC2ST | None = None
+    prior: PredictiveCheck | None = None
+    predictive: PredictiveCheck | None = None
+    x_o: Tensor | None = None
+    predictions: Tensor | None = None
 
     @property
     def verdict(self) -> str:
@@ -119,12 +121,13 @@ def calibrate(
         correct: whether draws are corrected by importance weights; None: as the posterior does by itself.
         log_density: what depends on the data, for ranks of it too: theta (N, D), x (N, ...) -> (N,), such as
             a log-likelihood or an unnormalised posterior.
-        x_o: the observation, of the shape of one x.
+        x_o: the observation, of the shape of one x, or with a leading axis of one.
         draws_o: draws of q(theta | x_o), (M, D); None asks the posterior for them.
         simulator: for predictions at x_o: what `visbi.simulate` takes.
         classifier: of the local test; see `visbi.certificate.local_c2st`.
         names: of the D parameters.
-        alpha: chance that a right q is called wrong by any of the tests.
+        alpha: chance that a right q is called wrong by any of the tests; that a false alarm comes from the
+            check of x_o among simulations, and from that among predictions.
         seed: repeats all of it and leaves torch's global generator alone.
 
     Raises:
@@ -150,7 +153,7 @@ def calibrate(
         raise ValueError(violation("theta", "shape (n_obs, D)", tuple(theta.shape)))
     same_length("theta", theta, "x", x)
     seeds = spawn_seeds(fresh_seed() if seed is None else int(seed), 5)
-    alpha = in_interval("alpha", alpha, 0, 1) / (3 if x_o is None else 4)
+    share = in_interval("alpha", alpha, 0, 1) / (3 if x_o is None else 4)
     source = _source(posterior, correct)
     with seeded(seeds[0]):
         draws = source.draws(positive_int("n_draws", n_draws), x).detach()
@@ -161,32 +164,43 @@ def calibrate(
         log_q = source.log_q(torch.cat([theta[None].to(draws), draws]), x)
     theta, x, draws, log_q = _with_a_fit(theta, x, draws, log_q, posterior)
     densities = None if log_density is None else {"log-density": _at_all(log_density, theta, x, draws)}
-    shared = {"names": names, "alpha": alpha}
-    local = prior = predictive = predictions = None
-    if x_o is not None:
-        x_o = finite_tensor("x_o", x_o)
-        prior = prior_predictive_check(x_o, x)
-        if draws_o is None:
-            with seeded(seeds[1]):
-                draws_o = source.at(x_o, _N_AT_X_O).detach()
-        local = local_c2st(theta, x, draws[0], x_o, draws_o, classifier=classifier, seed=seeds[2], **shared)
-        if simulator is not None:
-            runs = simulate(simulator, draws_o, len(draws_o), seed=seeds[3], show_progress_bar=False)
-            predictions = runs.x
-            predictive = predictive_check(x_o, predictions)
-    return Calibration(
-        sbc=sbc(theta, draws, log_densities=densities, seed=seeds[4], **shared),
-        coverage=expected_coverage(
-            theta, draws, None if log_q is None else (log_q[0], log_q[1:]), seed=seeds[4], **shared
-        ),
-        tarp=tarp(theta, draws, seed=seeds[4], **shared),
-        local=local,
-        prior=prior,
-        predictive=predictive,
-        x_o=x_o,
+    pair = None if log_q is None else (log_q[0], log_q[1:])
+    found = Calibration(
+        sbc=sbc(theta, draws, log_densities=densities, names=names, alpha=share, seed=seeds[4]),
+        coverage=expected_coverage(theta, draws, pair, names=names, alpha=share, seed=seeds[4]),
+        tarp=tarp(theta, draws, names=names, alpha=share, seed=seeds[4]),
         x=x,
-        predictions=predictions,
     )
+    if x_o is None:
+        return found
+    x_o = finite_tensor("x_o", x_o)
+    x_o = x_o[0] if x_o.shape == (1, *x.shape[1:]) else x_o
+    prior = prior_predictive_check(x_o, x, alpha=alpha)
+    if draws_o is None:
+        with seeded(seeds[1]):
+            draws_o = source.at(x_o, _N_AT_X_O).detach()
+    local = local_c2st(
+        theta,
+        x,
+        draws[0],
+        x_o,
+        draws_o,
+        classifier=classifier,
+        n_null=max(N_NULL, int(1 / share) + 1),
+        names=names,
+        alpha=share,
+        seed=seeds[2],
+    )
+    found = replace(found, x_o=x_o, prior=prior, local=local)
+    return found if simulator is None else _with_predictions(found, simulator, draws_o, alpha, seeds[3])
+
+
+def _with_predictions(
+    found: Calibration, simulator: Simulator, draws_o: Tensor, alpha: float, seed: int
+) -> Calibration:
+    assert found.x_o is not None
+    x = simulate(simulator, draws_o, len(draws_o), seed=seed, show_progress_bar=False).x
+    return replace(found, predictions=x, predictive=predictive_check(found.x_o, x, alpha=alpha))
 
 
 def _with_a_fit(

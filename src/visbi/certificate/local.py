@@ -28,9 +28,11 @@ from visbi.certificate.ranks import ALPHA, checked_names, p_text
 from visbi.core.checks import finite_tensor, in_interval, non_negative_int, one_of, positive_int, violation
 from visbi.core.random import spawn_seeds
 
-__all__ = ["CLASSIFIERS", "LocalC2ST", "local_c2st"]
+__all__ = ["CLASSIFIERS", "N_NULL", "LocalC2ST", "local_c2st"]
 
 CLASSIFIERS = ("network", "quadratic")
+N_NULL = 100
+"""Trainings after exchanges, unless told otherwise."""
 _WIDTH, _EPOCHS = 40, 30  # of the network
 _MOST_SQUARED = 30  # columns; products of more would be too many for a network
 _FEWEST_PAIRS = 100
@@ -84,7 +86,7 @@ def local_c2st(
     draws_o: Tensor,
     *,
     classifier: str | Any = "network",
-    n_null: int = 100,
+    n_null: int = N_NULL,
     names: Sequence[str] | None = None,
     alpha: float = ALPHA,
     seed: int = 1,
