@@ -169,8 +169,68 @@ def simulate_run(place: Path | None, begin: Callable[[int], None] = lambda _: No
     )
 
 
+def infer_run(place: Path | None, begin: Callable[[int], None] = lambda _: None) -> Any:
+    """Two rounds of two chunks each, a network and an automatic fit."""
+    from visbi.estimators import TrainingOptions
+    from visbi.rounds import infer, learning, sequential
+    from visbi.simulators.zoo import linear_gaussian
+
+    task, round_of = linear_gaussian.task(), [-1]
+
+    def simulator(theta: Any) -> Any:
+        if len(theta) in _CHUNKS:  # whole calls; others find out how it wants to be called
+            begin(10 * round_of[0] + _CHUNKS.index(len(theta)))
+        time.sleep(0.05)
+        return task.simulator(theta)
+
+    originals = sequential.simulate, learning.fit_likelihood, sequential._fitted
+
+    def simulate(*arguments: Any, **keywords: Any) -> Any:
+        round_of[0] += 1
+        return originals[0](*arguments, **keywords)
+
+    def fit_likelihood(*arguments: Any, **keywords: Any) -> Any:
+        begin(10 * round_of[0] + _NETWORK)
+        return originals[1](*arguments, **keywords)
+
+    def fitted(*arguments: Any) -> Any:
+        begin(10 * round_of[0] + _FIT)
+        return originals[2](*arguments)
+
+    sequential.simulate, learning.fit_likelihood, sequential._fitted = simulate, fit_likelihood, fitted  # type: ignore[assignment]
+    try:
+        return infer(
+            simulator,
+            task.prior,
+            task.x_o,
+            simulations=(sum(_CHUNKS),) * 2,
+            ensemble=2,
+            num_transforms=1,
+            hidden_features=8,
+            stop_early=False,
+            options=TrainingOptions(max_epochs=20),
+            store=place,
+            seed=1,
+            show_progress_bar=False,
+        )
+    finally:
+        sequential.simulate, learning.fit_likelihood, sequential._fitted = originals
+
+
+_CHUNKS = (256, 44)  # rows of the chunks of a round
+_NETWORK, _FIT = 8, 9
+
+
+def _parts_of_rounds(place: Path) -> dict[int, Path]:
+    parts = {f"simulations/chunk-{i:06d}.safetensors": i for i in range(len(_CHUNKS))}
+    parts |= {"likelihood.visbi": _NETWORK, "round.visbi": _FIT}
+    files = {10 * k + i: place / f"round-{k:02d}" / name for k in range(2) for name, i in parts.items()}
+    return {number: path for number, path in files.items() if path.exists()}
+
+
 CASES = {
     "many_gaussian": Case(functools.partial(many_run, "gaussian"), _chunks),
     "many_auto": Case(functools.partial(many_run, "auto"), _chunks),
     "simulate": Case(simulate_run, _chunks),
+    "infer": Case(infer_run, _parts_of_rounds),
 }
