@@ -7,7 +7,10 @@ of (d - 1/2)^2 there (Linhart, Gramfort, Rodrigues: L-C2ST: Local diagnostics fo
 simulation-based inference. 2023).
 
 If q is right, the two thetas of an x may change places. The same training on pairs of which a random half
-has been exchanged therefore gives draws of the statistic's distribution, and an exact p-value.
+has been exchanged therefore gives draws of the statistic's distribution, and an exact p-value. It is exact
+for a q that is right everywhere: where q is wrong elsewhere, some of what the classifier learnt there
+reaches x_o, and a small p-value need not mean x_o; the statistic, `shift` and `scale` say how much is wrong
+here.
 
 d says more than that something is wrong: its logit is log p(theta | x_o) - log q(theta | x_o) + const to the
 classifier's eye. If q = N(m, s^2) and p = N(m + a s, r^2 s^2), the covariances of the logit over draws of q
