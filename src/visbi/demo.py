@@ -153,7 +153,16 @@ def exact_posterior(
         return log_likelihood(theta, x_o) + task.prior.log_prob(theta)  # type: ignore[arg-type]
 
     posterior = VIPosterior(potential, task.prior, q=effort.q)
-    return posterior.train(task.x_o, quality_control=False, seed=seed, show_progress_bar=show_progress_bar)
+    keywords = {
+        "seed": seed,
+        "show_progress_bar": show_progress_bar,
+        **effort.train,
+        "quality_control": False,
+    }
+    posterior.train(task.x_o, **keywords)
+    with seeded(seed):
+        _ = posterior.report  # made on first use: here, under the seed
+    return posterior
 
 
 def compare(task: Task, inference: Inference, exact: VIPosterior, *, seed: int = 0) -> str:
