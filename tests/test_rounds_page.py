@@ -16,7 +16,7 @@ def found() -> dict[str, Any]:
     said: list[str] = []
     names: dict[str, Any] = {"print": lambda *values: said.append(" ".join(map(str, values))), "said": said}
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for block in blocks:
@@ -44,6 +44,10 @@ def test_one_call(found: dict[str, Any]) -> None:
     assert re.search(r"spend next on: (more simulations|nothing)", said)
 
 
+def test_the_first_likelihood_is_tested_by_later_runs(found: dict[str, Any]) -> None:
+    assert found["test"].verdict in found["said"][1]
+
+
 def test_a_store_is_read(found: dict[str, Any]) -> None:
     first, second = found["result"], found["again"]
     assert first.errors == second.errors and torch.equal(first.simulations[1].x, second.simulations[1].x)
@@ -53,5 +57,5 @@ def test_by_hand(found: dict[str, Any]) -> None:
     mean, sd = exact_moments(found["x_o"].double())
     draws = found["draws"].double()
     assert float(((draws.mean(0) - mean) / sd).abs().max()) < 0.6
-    q, likelihood = map(float, found["said"][1].split())
+    q, likelihood = map(float, found["said"][2].split())
     assert 0 <= q < 0.05 and 0 < likelihood < 0.6
