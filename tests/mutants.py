@@ -187,19 +187,21 @@ class Run:
     def chosen(
         self, mutant: Mutant, items: list[pytest.Item], reached: dict[str, set[int]]
     ) -> list[pytest.Item]:
-        """Tests that reach the statement, else the function, else all, in the order in which they run."""
+        """Tests that reach the statement, else all, in the order in which they run."""
 
         def reaching(first: int, last: int) -> list[str]:
             return [name for name, lines in reached.items() if any(first <= line <= last for line in lines)]
 
-        names = set(reaching(*mutant.lines) or reaching(*mutant.inside) or self.passed)
+        around = set(reaching(*mutant.inside))
+        names = set(reaching(*mutant.lines)) or self.passed  # what is done on import, such as default values
         quick = [each for each in items if each.nodeid in names and self.seconds[each.nodeid] <= self.slowest]
         killers, cases = self.killers.get(mutant.inside, Counter()), Counter()
         rate = {}
         for item in sorted(quick, key=lambda item: self.seconds[item.nodeid]):
             name = item.nodeid.split("[")[0]
             cases[name] += 1
-            rate[item] = (killers[item.nodeid] + 0.1 / cases[name]) / (0.02 + self.seconds[item.nodeid])
+            near = 0.1 if item.nodeid in around else 0.03
+            rate[item] = (killers[item.nodeid] + near / cases[name]) / (0.02 + self.seconds[item.nodeid])
         quick.sort(key=rate.__getitem__, reverse=True)
         spent = accumulate(self.seconds[item.nodeid] for item in quick)
         return [item for item, seconds in zip(quick, spent, strict=True) if seconds <= self.enough]

@@ -131,11 +131,6 @@ REFUSALS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         f"`weighted_sample`: expected {ONE}",
     ),
-    "amortised correction": (
-        lambda: amortised().sample((2,), X, correct=True),
-        ValueError,
-        f"`correct`: expected {ONE}",
-    ),
     "amortised evidence": (
         lambda: amortised().log_prob(torch.zeros(1, 2), X, normalized="potential"),
         ValueError,

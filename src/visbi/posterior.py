@@ -245,7 +245,7 @@ class VIPosterior:
             self._coords = copy.deepcopy(q._coords)
             self._method = q._method
             family = copy.deepcopy(q._family)
-        elif isinstance(q, Family | Distribution) or callable(q) or callable(getattr(q, "log_prob", None)):
+        elif callable(q) or callable(getattr(q, "log_prob", None)):
             family = family_from(q, self._coords, parameters=parameters, modules=modules, device=self._device)
         else:
             names = ", ".join(map(repr, (AUTO, *FAMILY_NAMES)))

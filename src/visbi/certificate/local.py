@@ -9,11 +9,13 @@ simulation-based inference. 2023).
 If q is right, the two thetas of an x may change places. The same training on pairs of which a random half
 has been exchanged therefore gives draws of the statistic's distribution, and an exact p-value.
 
-d says more than that something is wrong: d / (1 - d) are weights that turn draws of q into draws of what the
-classifier takes for the posterior. By how much they move the draws' mean and scale their spread, beside what
-they do after exchanges, is the direction.
+d says more than that something is wrong: its logit is log p(theta | x_o) - log q(theta | x_o) + const to the
+classifier's eye. If q = N(m, s^2) and p = N(m + a s, r^2 s^2), the covariances of the logit over draws of q
+with z = (theta - m) / s and with z^2 / 2 are a / r^2 and (1 - 1 / r^2) / 2: they tell a shift from a wrong
+width, and that they are more than chance is seen by those after exchanges.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,10 +31,12 @@ from visbi.core.random import spawn_seeds
 __all__ = ["CLASSIFIERS", "LocalC2ST", "local_c2st"]
 
 CLASSIFIERS = ("network", "quadratic")
-_WIDTH, _WIDEST = 10, 64  # neurons for each column, and at most
+_WIDTH, _EPOCHS = 40, 30  # of the network
+_MOST_SQUARED = 30  # columns; products of more would be too many for a network
 _FEWEST_PAIRS = 100
 _FEWEST_DRAWS = 50
-_CERTAIN = 1e-6  # distance of d from 0 and 1 in weights
+_CERTAIN = 1e-6  # nearest to 0 and 1 that d may come
+_MOST_GROWTH = 0.48  # which is five times as wide
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +133,9 @@ def local_c2st(
         exchange = numbers.random((len(true), 1)) < 0.5 if i else np.zeros((len(true), 1), dtype=bool)
         first, second = np.where(exchange, drawn, true), np.where(exchange, true, drawn)
         model = _classifier(classifier, true.shape[1], seeds[i])
-        model.fit(np.concatenate([first, second]), np.repeat([1, 0], len(true)))
+        with warnings.catch_warnings():  # so few epochs are meant to be all
+            warnings.filterwarnings("ignore", message="Stochastic Optimizer: Maximum iterations")
+            model.fit(np.concatenate([first, second]), np.repeat([1, 0], len(true)))
         found.append(model.predict_proba(at_o)[:, 1])
     return _judged(np.array(found), np.asarray(draws_o.detach().cpu().double()), labels, alpha)
 
@@ -138,16 +144,15 @@ def _judged(d: np.ndarray, theta: np.ndarray, names: tuple[str, ...], alpha: flo
     """From d (1 + B, M), first without exchanges, at draws theta (M, D)."""
     statistics = ((d - 0.5) ** 2).mean(1)
     p_value = float((1 + (statistics[1:] >= statistics[0]).sum()) / len(statistics))
-    weights = d.clip(_CERTAIN, 1 - _CERTAIN)
-    weights = weights / (1 - weights)
-    weights = weights / weights.sum(1, keepdims=True)
+    d = d.clip(_CERTAIN, 1 - _CERTAIN)
+    logit = np.log(d) - np.log1p(-d)
+    logit = logit - logit.mean(1, keepdims=True)
     z = (theta - theta.mean(0)) / np.maximum(theta.std(0), 1e-300)
-    shift = weights @ z
-    log_scale = 0.5 * np.log(np.maximum(weights @ z**2 - shift**2, 1e-12))
-    moved, grown = (_clearest(effect) for effect in (shift, log_scale))
+    shift, growth = logit @ z / len(z), 0.5 * logit @ (z**2 - 1) / len(z)
+    moved, grown = (_clearest(effect) for effect in (shift, growth))
     verdict = "calibrated"
     if p_value < alpha:
-        narrow = "over-confident" if log_scale[0, grown[0]] > 0 else "under-confident"
+        narrow = "over-confident" if growth[0, grown[0]] > 0 else "under-confident"
         verdict = "biased" if moved[1] >= grown[1] else narrow
     return LocalC2ST(
         verdict=verdict,
@@ -155,14 +160,14 @@ def _judged(d: np.ndarray, theta: np.ndarray, names: tuple[str, ...], alpha: flo
         statistic=float(statistics[0]),
         null=statistics[1:],
         shift=shift[0],
-        scale=np.exp(log_scale[0]),
+        scale=(1 - 2 * growth[0].clip(None, _MOST_GROWTH)) ** -0.5,
         names=names,
         alpha=alpha,
     )
 
 
 def _clearest(effects: np.ndarray) -> tuple[int, float]:
-    """Of effects (1 + B, D): the parameter whose first one is largest beside the others', and by how much."""
+    """Of effects (1 + B, D): the one whose first is farthest from the others, in their deviations."""
     score = np.abs(effects[0] - effects[1:].mean(0)) / np.maximum(effects[1:].std(0), 1e-12)
     i = int(score.argmax())
     return i, float(score[i])
@@ -196,16 +201,13 @@ def _classifier(kind: Any, columns: int, seed: int) -> Any:
         if "random_state" in model.get_params():
             model.set_params(random_state=seed)
         return model
+    squares = make_pipeline(PolynomialFeatures(2, include_bias=False), StandardScaler())
     if kind == "quadratic":
-        squares = PolynomialFeatures(2, include_bias=False)
-        return make_pipeline(squares, StandardScaler(), LogisticRegression(max_iter=1000))
-    return MLPClassifier(
-        (min(_WIDTH * columns, _WIDEST),),
-        learning_rate_init=3e-3,
-        max_iter=1000,  # it stops long before, on held-out accuracy
-        early_stopping=True,
-        random_state=seed,
+        return make_pipeline(squares, LogisticRegression(max_iter=1000))
+    network = MLPClassifier(
+        (_WIDTH,), learning_rate_init=3e-3, alpha=0.1, max_iter=_EPOCHS, random_state=seed
     )
+    return make_pipeline(squares, network) if columns <= _MOST_SQUARED else network
 
 
 def _checked(theta: Any, x: Any, draws: Any, x_o: Any, draws_o: Any, classifier: Any) -> int:

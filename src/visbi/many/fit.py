@@ -93,8 +93,8 @@ def fit_many(
     ...     return -0.5 * ((theta - x) / 0.5).square().sum(-1)
     >>> x = torch.tensor([[-1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     >>> posteriors = fit_many(potential, prior, x, seed=1, show_progress_bar=False)
-    >>> posteriors.sample((500,)).shape, posteriors[1].report.status, len(posteriors.failed)
-    (torch.Size([500, 3, 2]), 'ok', 0)
+    >>> posteriors.sample((500,)).shape, posteriors[1].default_x, len(posteriors.failed)
+    (torch.Size([500, 3, 2]), tensor([[1., 0.]]), 0)
     """
     x, options = _observations(x), _options(train)
     check_workers(workers)

@@ -17,6 +17,7 @@ from visbi.core.checks import violation
 from visbi.core.random import seeded, spawn_seeds
 from visbi.fitting.config import TrainOptions
 from visbi.fitting.state import AutoFit, SingleFit
+from visbi.fitting.together import fit_auto_together
 from visbi.many.record import Record, no_fit, recorded
 from visbi.posterior import VIPosterior
 from visbi.simulators.generators import all_generators
@@ -43,6 +44,11 @@ class Job:
     in_rows: bool
     x_is_iid: bool
 
+    @property
+    def side_by_side(self) -> bool:
+        """Whether the observations of a chunk are fitted in common calls."""
+        return self.template.automatic and self.in_rows and self.options.retrain_from_scratch
+
     def observations(self, x: Tensor) -> list[Tensor]:
         """Each of x (F, ...) as `VIPosterior.train` takes it."""
         return list(x) if self.x_is_iid else list(x.split(1))
@@ -65,8 +71,32 @@ def records_of(payload: Payload) -> list[Record]:
 
 def fit_chunk(job: Job, x: Tensor, seed: int) -> list[SingleFit | AutoFit | str]:
     """A fit with its report for each of x (F, ...), finite; or why there is none."""
-    seeds = spawn_seeds(seed, len(x))
-    return [_fit(job, x_o, each) for x_o, each in zip(job.observations(x), seeds, strict=True)]
+    observations, seeds = job.observations(x), spawn_seeds(seed, len(x))
+    together = _together(job, observations, seed) if job.side_by_side and len(x) > 1 else [None] * len(x)
+    each = zip(together, observations, seeds, strict=True)
+    return [_fit(job, x_o, its_seed) if fit is None else fit for fit, x_o, its_seed in each]
+
+
+class _Raised(Exception):  # noqa: N818  (it was not us)
+    """What a potential raised at several observations; which of them is to blame is found by trying each."""
+
+
+def _together(job: Job, x: list[Tensor], seed: int) -> list[AutoFit | None]:
+    """The fits that a climb side by side found; None where there is none yet."""
+    potential, rows = job.template.potential_fn, torch.cat(x)
+
+    def log_p(theta: Tensor, which: Tensor) -> Tensor:
+        repeated = rows[which].repeat_interleave(theta.shape[1], 0)
+        try:
+            values = potential.evaluate(theta.flatten(0, 1), repeated, x_is_iid=False)
+        except Exception as error:
+            raise _Raised from error
+        return values.reshape(theta.shape[:2])
+
+    try:
+        return fit_auto_together(log_p, job.template.coordinates, x, replace(job.options, seed=seed))
+    except _Raised:
+        return [None] * len(x)
 
 
 def _fit(job: Job, x_o: Tensor, seed: int) -> SingleFit | AutoFit | str:
