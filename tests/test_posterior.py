@@ -750,9 +750,9 @@ def test_a_good_score_is_silent(metric: str) -> None:
         made(prior=real()).train(X, **{**GOOD, "quality_control": True, "quality_control_metric": metric})
 
 
-def test_a_poor_prop_beside_a_good_report_does_not_reassure() -> None:
+def test_a_poor_prop_beside_a_good_report_does_not_reassure(monkeypatch: pytest.MonkeyPatch) -> None:
     posterior = made(prior=real()).train(X, **GOOD)
-    posterior._proportionality = lambda metric, n: 0.1  # type: ignore[method-assign]
+    monkeypatch.setattr("visbi.scoring.proportionality", lambda log_p, log_q: 0.1)
     with pytest.warns(UserWarning, match="prop r.2 0.10. q is not proportional .*Train longer"):
         posterior.train(quality_control_metric="prop", show_progress_bar=False, max_num_iters=1)
 

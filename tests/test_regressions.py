@@ -502,7 +502,8 @@ def test_defect_03_weights_do_not_overflow(method: str, shift: float) -> None:
     posterior = fitted(made(lambda theta, x_o: log_p(theta, x_o) + shift, vi_method=method))
     assert all(map(math.isfinite, posterior.trace.loss))
     assert math.isfinite(posterior.report.log_evidence)
-    assert 0 <= posterior._proportionality("prop", 500) <= 1
+    report = posterior.evaluate("prop", N=500)
+    assert report.proportionality is not None and 0 <= report.proportionality <= 1
 
 
 def test_defect_05_eps_counts_on_the_first_call() -> None:

@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
 from visbi.certificate.correction import WeightedDraws
-from visbi.certificate.report import FitError, Report, certify, recertified
-from visbi.certificate.scores import proportionality
+from visbi.certificate.report import FitError, Report
 from visbi.certificate.weights import MIN_DRAWS
 from visbi.core.checks import finite_tensor, one_of, positive_int, violation
 from visbi.core.devices import move
 from visbi.core.random import fresh_seed, seeded
 from visbi.core.types import LogDensity, Seed, Shape, ZScore
+from visbi.correcting import corrected, pool, pool_for
 from visbi.families.base import Family, kept_inside
 from visbi.families.custom import family_from
 from visbi.families.names import FAMILY_NAMES, named_family
@@ -42,6 +42,7 @@ from visbi.potentials.custom import as_potential
 from visbi.priors.distributions import as_prior
 from visbi.priors.inverse import lasting
 from visbi.priors.transforms import coordinates
+from visbi.scoring import CERTIFICATE_DRAWS, Score, certificate, scored
 
 if TYPE_CHECKING:  # these load zuko
     from visbi.families.conditional import ConditionalFamily
@@ -52,9 +53,7 @@ __all__ = ["VIPosterior"]
 
 _DEFAULT = TrainOptions.DEFAULT
 _AMORTIZED = AmortizedOptions.DEFAULT
-_CERTIFICATE_DRAWS = 50_000
 _BEFORE_AUTO = "gaussian"  # what q is until q="auto" has found another
-_POOL = 16_384  # draws of q that corrected ones are taken from, at least
 _INIT_DRAWS = 4096  # of an earlier posterior given as `init`
 _SAVED_OPTIONS = {  # plain values by their names in a file
     "device": "_device",
@@ -63,9 +62,7 @@ _SAVED_OPTIONS = {  # plain values by their names in a file
     "automatic": "_automatic",
     **{name: name for name in ("num_transforms", "hidden_features", "z_score_theta", "z_score_x")},
 }
-_PROPORTIONAL = 0.8  # r^2 below which a score of proportionality is poor
 _SAVED_LATER = {"automatic": False}  # options that older files lack
-_BATCH = 16_384  # potentials are evaluated in pieces of this many theta
 
 
 class VIPosterior:
@@ -516,14 +513,10 @@ class VIPosterior:
         fit = _of_one_observation("correct", fit)
         if self._coords.low.is_meta:  # no weights there
             return fit.sample(shape)
-        seed = fresh_seed()  # one for each part: equal seeds give equal draws, whether or not the pool grows
-        with seeded(seed):
-            draws = self._weighted(fit)
-        with seeded(seed + 1):
-            while (n := draws.needed(shape.numel())) > len(draws.theta):
-                draws = self._weighted(fit, n)
-        with seeded(seed + 2):
-            return draws.resampled(shape.numel()).reshape(*shape, *self._family.event_shape)
+        seed = fresh_seed()
+        draws = pool_for(shape.numel(), fit, self._log_p(fit.x), seed)
+        self._state = replace(fit, draws=draws)
+        return corrected(draws, shape, seed)
 
     def weighted_sample(self, n: int = 10_000, x: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Draws of q with the weights that make them draws of the posterior.
@@ -541,24 +534,11 @@ class VIPosterior:
         n = positive_int("n", n)
         if n < MIN_DRAWS:
             raise ValueError(violation("n", f"at least {MIN_DRAWS} draws", n))
-        draws = self._weighted(_of_one_observation("weighted_sample", self._fitted(x)), n)
+        fit = _of_one_observation("weighted_sample", self._fitted(x))
+        draws = pool(fit, self._log_p(fit.x), n)
+        self._state = replace(fit, draws=draws)
         draws = WeightedDraws(draws.theta[:n], draws.log_p[:n], draws.log_q[:n])
         return draws.theta, draws.log_weights
-
-    def _weighted(self, fit: SingleFit | AutoFit, n: int = _POOL) -> WeightedDraws:
-        """At least n draws of q with their weights; those that are there are kept, and new ones with them."""
-        draws = self._state.draws if isinstance(self._state, SingleFit | AutoFit) else None
-        there = 0 if draws is None else len(draws.theta)
-        if draws is None or n > there:
-            more = self._draw(fit, max(n - there, MIN_DRAWS))
-            draws = more if draws is None else draws.with_(more)
-            self._state = replace(fit, draws=draws)
-        return draws
-
-    def _draw(self, fit: Any, n: int) -> WeightedDraws:
-        with torch.no_grad():
-            theta, log_q = fit.family.sample_and_log_prob(n)
-            return WeightedDraws(theta, _in_pieces(self._log_p(fit.x), theta).double(), log_q)
 
     def sample_batched(
         self,
@@ -688,11 +668,11 @@ class VIPosterior:
         """The certificate of the last fit, of an amortised one at the default x; made on first use."""
         state = self._state.latest(self._x)
         if state.report is None:
-            state = replace(state, report=self._certify(_CERTIFICATE_DRAWS))
+            state = replace(state, report=self._certify(CERTIFICATE_DRAWS))
             self._state = state
         return state.report
 
-    def evaluate(self, quality_control_metric: str = "psis", N: int = _CERTIFICATE_DRAWS) -> Report:  # noqa: N803
+    def evaluate(self, quality_control_metric: str = "psis", N: int = CERTIFICATE_DRAWS) -> Report:  # noqa: N803
         """Score q, print the score and return the report.
 
         Args:
@@ -704,42 +684,22 @@ class VIPosterior:
         N = positive_int("N", N)
         if N < MIN_DRAWS:
             raise ValueError(violation("N", f"at least {MIN_DRAWS} draws", N))
-        report = self._certify(N)
-        if quality_control_metric == "psis":
-            print(f"k-hat {report.khat:.3f} ({report.status}): {report.sentence}")
-        else:
-            score = self._proportionality(quality_control_metric, N)
-            report = replace(report, proportionality=score)
-            print(f"{quality_control_metric} r^2 {score:.3f} (1 is best): {_advice(report, score)}")
-        return report
+        score = self._score(quality_control_metric, self._certify(N), N)
+        print(score.line)
+        return score.report
 
     def _certify(self, n: int) -> Report:
-        state = self._state.latest(self._x)
-        draws = self._draw(state, n)
-        if isinstance(state, AutoFit):
-            return recertified(state.report, draws.log_p, draws.log_q)
-        doubts = [f"the fit {state.trace.stop_reason}. Give it more."] if state.trace.cut_short else []
-        return certify(draws.log_p, draws.log_q, stop_reason=state.trace.stop_reason, doubts=doubts)
+        fit = self._state.latest(self._x)
+        return certificate(fit, self._log_p(fit.x), n)
 
-    def _proportionality(self, metric: str, n: int) -> float:
-        state = self._state.latest(self._x)
-        with torch.no_grad():
-            theta = state.family.sample((n,)) if metric == "prop" else self.prior.sample(torch.Size([n]))
-            return proportionality(_in_pieces(self._log_p(state.x), theta), state.family.log_prob(theta))
+    def _score(self, metric: str, report: Report, n: int) -> Score:
+        fit = self._state.latest(self._x)
+        return scored(metric, report, fit, self._log_p(fit.x), self.prior, n)
 
     def _quality_control(self, metric: str) -> None:
-        report = self.report
-        if metric == "psis":
-            poor, score, advice = (
-                report.status in ("suspect", "failed"),
-                f"k-hat {report.khat:.2f}",
-                report.sentence,
-            )
-        else:
-            r2 = self._proportionality(metric, _CERTIFICATE_DRAWS)
-            poor, score, advice = r2 < _PROPORTIONAL, f"{metric} r^2 {r2:.2f}", _advice(report, r2)
-        if poor:
-            warnings.warn(f"Quality of q: {score}. {advice}", stacklevel=3)
+        score = self._score(metric, self.report, CERTIFICATE_DRAWS)
+        if score.poor:
+            warnings.warn(f"Quality of q: {score.brief}. {score.advice}", stacklevel=3)
 
     # -- moving and printing -----------------------------------------------------------------------------
 
@@ -898,14 +858,3 @@ def _shape(sample_shape: Shape) -> torch.Size:
     if any(n < 0 for n in shape):
         raise ValueError(violation("sample_shape", "no negative number", tuple(shape)))
     return shape
-
-
-def _advice(report: Report, r2: float) -> str:
-    """What a score of proportionality means; the report's word unless the score is poor."""
-    if r2 < _PROPORTIONAL:
-        return "q is not proportional to the potential there. Train longer, or use a richer family."
-    return report.sentence
-
-
-def _in_pieces(log_p: LogDensity, theta: Tensor) -> Tensor:
-    return torch.cat([log_p(piece) for piece in theta.split(_BATCH)])

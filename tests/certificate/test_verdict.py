@@ -80,13 +80,18 @@ def test_the_distance_is_what_was_seen_and_what_was_not(monkeypatch):
     assert certify(log_w, torch.zeros(N)).total_variation == pytest.approx(seen + unseen, abs=1e-9)
     heavier = heavy_tail(1.5)
     assert certify(heavier, torch.zeros(N)).total_variation == total_variation(heavier)
-    monkeypatch.setattr(module, "unseen_mass", lambda smooth, khat, sigmas: 5.0)
+    monkeypatch.setattr(module, "unseen_mass", lambda tail, khat, sigmas: torch.full_like(khat, 5.0))
     assert certify(log_w, torch.zeros(N)).total_variation == 1.0
 
 
 def test_how_far_k_hat_is_raised(monkeypatch):
     asked, given = [], {}
-    monkeypatch.setattr(module, "unseen_mass", lambda smooth, khat, sigmas: asked.append(sigmas) or sigmas)
+
+    def unseen_mass(tail, khat, sigmas):
+        asked.append(sigmas)
+        return torch.full_like(khat, sigmas)
+
+    monkeypatch.setattr(module, "unseen_mass", unseen_mass)
     monkeypatch.setattr(module, "_verdict", lambda **found: given.update(found) or ("ok", ""))
     log_w = heavy_tail(0.2)
     certify(log_w, torch.zeros(N), resampled=True)
@@ -100,9 +105,9 @@ def test_how_far_k_hat_is_raised(monkeypatch):
 def test_stability_compares_all_with_a_quarter(n, first):
     log_w = torch.randn(n, dtype=torch.float64)
     shares = [float(w.sum() ** 2 / w.square().sum()) / len(w) for w in (log_w.exp(), log_w[:first].exp())]
-    assert module._stability(log_w) == pytest.approx(shares[0] / shares[1])
+    assert float(module._stability(log_w[None])) == pytest.approx(shares[0] / shares[1])
     log_w[:first] = -math.inf
-    assert module._stability(log_w) == 0.0
+    assert float(module._stability(log_w[None])) == 0.0
 
 
 def test_one_broken_draw_in_a_hundred_may_be():
@@ -118,8 +123,8 @@ def test_a_nat_of_rounding():
     size = 1 / torch.finfo(torch.float64).eps
     for times, sound in ((0.9, True), (1.1, False)):
         log_p = torch.full((100,), times * size, dtype=torch.float64)
-        assert (module._complaint(log_p) is None) is sound
-    assert module._complaint(log_p) == (
+        assert (module._complaints(log_p[None])[0] is None) is sound
+    assert module._complaints(log_p[None])[0] == (
         "suspect",
         "the potential is so large that it is rounded to 1e+00 nats, which hides what it says "
         "about q. Subtract a constant from it, or compute it in float64.",

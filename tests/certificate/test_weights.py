@@ -14,8 +14,8 @@ from visbi.certificate import (
     log_evidence,
     pareto_smooth,
     resample,
+    rows,
     total_variation,
-    weights,
 )
 from visbi.certificate.weights import tail_excess, unseen_mass
 
@@ -61,22 +61,26 @@ class TestKhat:
         log_w[:3] = 0.1
         assert pareto_smooth(log_w)[1] == -math.inf
 
-    def test_a_fit_that_breaks_leaves_the_weights_as_they_are(self, monkeypatch):
-        monkeypatch.setattr(weights, "_pareto_fit", lambda values: (values * math.nan, math.inf))
+    @pytest.mark.parametrize("broken", [(math.nan, math.nan), (math.inf, 1.0), (0.3, -1.0)])
+    def test_a_fit_that_breaks_leaves_the_weights_as_they_are(self, broken, monkeypatch):
+        monkeypatch.setattr(
+            rows, "_pareto_fit", lambda excess: tuple(excess.new_full((len(excess),), v) for v in broken)
+        )
         log_w = gaussian_weights(0.8, 1000)
         smooth, khat = pareto_smooth(log_w)
-        assert khat == math.inf
+        assert khat == (broken[0] if broken[0] == 0.3 else math.inf)
         torch.testing.assert_close(smooth, log_w.log_softmax(0))
 
-    def test_a_number_that_is_none_is_infinite(self, monkeypatch):
-        def broken(values):
-            return values * math.nan, math.nan
+    @pytest.mark.parametrize("n", [25, 400, 3000, N])
+    @pytest.mark.parametrize("s", [0.5, 0.8, 0.95])
+    def test_another_implementation_says_the_same(self, s, n):
+        from arviz_stats.base import array_stats
 
-        monkeypatch.setattr("arviz_stats.base.array_stats.psislw", broken)
-        log_w = gaussian_weights(0.8, 1000)
+        log_w = gaussian_weights(s, n)
         smooth, khat = pareto_smooth(log_w)
-        assert khat == math.inf
-        torch.testing.assert_close(smooth, log_w.log_softmax(0))
+        expected, expected_khat = array_stats.psislw(-log_w.numpy())
+        assert khat == pytest.approx(float(expected_khat), abs=1e-8)
+        torch.testing.assert_close(smooth, torch.as_tensor(expected), atol=1e-8, rtol=0)
 
     def test_numpy_may_be_told_to_raise(self):
         log_w = torch.randn(5000, dtype=torch.float64).sort().values

@@ -2,7 +2,7 @@
 
 from visbi.certificate.correction import WeightedDraws
 from visbi.certificate.modes import Mode, find_modes
-from visbi.certificate.report import FitError, Report, certify
+from visbi.certificate.report import FitError, Report, certify, certify_many
 from visbi.certificate.scores import proportionality
 from visbi.certificate.twosample import c2st
 from visbi.certificate.weights import (
@@ -21,6 +21,7 @@ __all__ = [
     "WeightedDraws",
     "c2st",
     "certify",
+    "certify_many",
     "divergences",
     "effective_sample_size",
     "find_modes",

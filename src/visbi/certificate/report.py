@@ -23,17 +23,19 @@ import torch
 from torch import Tensor
 
 from visbi.certificate.modes import Mode
-from visbi.certificate.weights import (
+from visbi.certificate.rows import (
+    cleaned,
     divergences,
     effective_sample_size,
     log_evidence,
     pareto_smooth,
+    tail_mass,
     total_variation,
     unseen_mass,
 )
 from visbi.core.checks import violation
 
-__all__ = ["BROKEN", "FitError", "Report", "broken_sentence", "certify", "recertified"]
+__all__ = ["BROKEN", "FitError", "Report", "broken_sentence", "certify", "certify_many", "recertified"]
 
 _KHAT_MAX = 0.7
 _KHAT_HOPELESS = 1.0  # the weights have no mean
@@ -46,7 +48,9 @@ _SIGMAS = 2.0  # by which k-hat is raised to bound the mass that draws of q did 
 _CLOSE = 0.1  # a perfect classifier between raw draws and exact ones is right at most 55 % of the time
 BROKEN = 0.01
 """Share of draws at which log p may be NaN or +inf."""
+_AT_ONCE = 2**16  # weights: what stays in a processor's cache
 _ROUNDING = 1.0  # nats
+_WEIGHED = ("khat", "ess", "stability", "distance", "at_most", "beyond")  # by the verdict
 _IMPOSSIBLE = -1e29  # and lower stands for minus infinity: no log-density is there by itself
 
 
@@ -163,46 +167,108 @@ def certify(
     >>> certify(-0.5 * theta.square(), log_q).status
     'ok'
     """
-    log_p, log_q = log_p.detach(), log_q.detach()
     if log_p.ndim != 1 or log_p.shape != log_q.shape:
         shapes = f"{tuple(log_p.shape)} and {tuple(log_q.shape)}"
         raise ValueError(violation("log_p` and `log_q", "one shape (N,)", shapes))
+    return certify_many(
+        log_p[None], log_q[None], stop_reason=stop_reason, resampled=resampled, doubts=[doubts]
+    )[0]
+
+
+def certify_many(
+    log_p: Tensor,
+    log_q: Tensor,
+    *,
+    stop_reason: str = "",
+    resampled: bool = False,
+    doubts: Sequence[Sequence[str]] | None = None,
+) -> list[Report]:
+    """The certificates of F fits, each as by `certify`, the numbers of all of them at once.
+
+    Args:
+        log_p, log_q: (F, N): potential and log q at N draws of every q.
+        stop_reason, resampled: as there, for all.
+        doubts: as there, for each; None: none.
+
+    Raises:
+        ValueError: unlike shapes, fewer than 25 draws, or other doubts than fits.
+
+    >>> theta = torch.tensor([[1.0], [1.5], [0.1]]) * torch.randn(20_000, dtype=torch.float64)
+    >>> log_q = -0.5 * (theta / torch.tensor([[1.0], [1.5], [0.1]])).square()
+    >>> [report.status for report in certify_many(-0.5 * theta.square(), log_q, resampled=True)]
+    ['ok', 'corrected', 'suspect']
+    """
+    log_p, log_q = log_p.detach(), log_q.detach()
+    if log_p.ndim != 2 or log_p.shape != log_q.shape:
+        shapes = f"{tuple(log_p.shape)} and {tuple(log_q.shape)}"
+        raise ValueError(violation("log_p` and `log_q", "one shape (F, N)", shapes))
+    count, n = log_p.shape
+    if doubts is not None and len(doubts) != count:
+        raise ValueError(violation("doubts", f"one entry for each of {count} fits", len(doubts)))
+    doubts = [()] * count if doubts is None else doubts
+    at_once = max(1, _AT_ONCE // n)
+    reports = []
+    for k in range(0, count, at_once):
+        rows = slice(k, k + at_once)
+        reports += _certified(log_p[rows], log_q[rows], stop_reason, resampled, doubts[rows])
+    return reports
+
+
+def _certified(
+    log_p: Tensor, log_q: Tensor, stop_reason: str, resampled: bool, doubts: Sequence[Sequence[str]]
+) -> list[Report]:
     log_p = torch.where(log_p > _IMPOSSIBLE, log_p, torch.where(log_p.isnan(), log_p, -torch.inf))
-    log_w = log_p.double() - log_q.double()
+    log_w = cleaned(log_p.double() - log_q.double())
+    numbers, complaints, n = _numbers(log_w), _complaints(log_p), log_p.shape[1]
+    reports = []
+    for i in range(len(log_p)):
+        found = {name: column[i] for name, column in numbers.items()}
+        status, sentence = complaints[i] or _verdict(
+            **{name: found[name] for name in _WEIGHED}, n=n, resampled=resampled
+        )
+        if doubts[i] and status in ("ok", "corrected"):
+            status, sentence = "suspect", doubts[i][0]
+        reports.append(
+            Report(
+                status=status,
+                khat=found["khat"],
+                ess=found["ess"],
+                ess_fraction=found["ess"] / n,
+                log_evidence=found["log_evidence"],
+                log_evidence_se=found["log_evidence_se"],
+                total_variation=found["distance"],
+                n_draws=n,
+                n_nonfinite=int(found["n_nonfinite"]),
+                sentence=sentence,
+                stop_reason=stop_reason,
+                kl_reverse=found["kl_reverse"],
+                kl_forward=found["kl_forward"],
+            )
+        )
+    return reports
+
+
+def _numbers(log_w: Tensor) -> dict[str, list[float]]:
+    """What a report and its verdict are made from, F numbers of each, from (F, N)."""
     smooth, khat = pareto_smooth(log_w)
-    ess = effective_sample_size(log_w)
+    seen, tail = total_variation(log_w), tail_mass(smooth)
+    unseen, beyond, at_most = (unseen_mass(tail, khat, sigmas=sigmas) for sigmas in (0.0, 1.0, _SIGMAS))
     evidence, error = log_evidence(log_w)
-    seen = total_variation(log_w)
-    unseen, at_most = (unseen_mass(smooth, khat, sigmas=sigmas) for sigmas in (0.0, _SIGMAS))
-    distance = min(seen + unseen, 1.0) if math.isfinite(unseen) else seen
-    status, sentence = _complaint(log_p) or _verdict(
-        khat=khat,
-        ess=ess,
-        stability=_stability(smooth),
-        distance=distance,
-        at_most=seen + at_most,
-        beyond=unseen_mass(smooth, khat, sigmas=1.0),
-        n=len(log_w),
-        resampled=resampled,
-    )
-    if doubts and status in ("ok", "corrected"):
-        status, sentence = "suspect", doubts[0]
     reverse, forward = divergences(log_w)
-    return Report(
-        status=status,
-        khat=khat,
-        ess=ess,
-        ess_fraction=ess / len(log_w),
-        log_evidence=evidence,
-        log_evidence_se=error,
-        total_variation=distance,
-        n_draws=len(log_w),
-        n_nonfinite=int((~torch.isfinite(log_w)).sum()),
-        sentence=sentence,
-        stop_reason=stop_reason,
-        kl_reverse=reverse,
-        kl_forward=forward,
-    )
+    numbers = {
+        "khat": khat,
+        "ess": effective_sample_size(log_w),
+        "stability": _stability(smooth),
+        "distance": torch.where(unseen.isfinite(), (seen + unseen).clamp_max(1.0), seen),
+        "at_most": seen + at_most,
+        "beyond": beyond,
+        "log_evidence": evidence,
+        "log_evidence_se": error,
+        "kl_reverse": reverse,
+        "kl_forward": forward,
+        "n_nonfinite": (~torch.isfinite(log_w)).sum(1),
+    }
+    return {name: column.tolist() for name, column in numbers.items()}
 
 
 def recertified(report: Report, log_p: Tensor, log_q: Tensor) -> Report:
@@ -242,20 +308,25 @@ def _modes_line(modes: Sequence[Mode]) -> str:
     return f"{len(modes)} modes of weights {weights}{more}" + (f" at {', '.join(at)}" if at else "")
 
 
-def _stability(log_w: Tensor) -> float:
-    """ESS share of all draws over that of the first quarter."""
-    quarter = log_w[: max(len(log_w) // 4, min(len(log_w), 25))]
-    part = effective_sample_size(quarter) / len(quarter)
-    return (effective_sample_size(log_w) / len(log_w)) / part if part > 0 else 0.0
+def _stability(log_w: Tensor) -> Tensor:
+    """ESS share of all draws over that of the first quarter, (F,), from (F, N)."""
+    n = log_w.shape[1]
+    quarter = log_w[:, : max(n // 4, min(n, 25))]
+    part = effective_sample_size(quarter) / quarter.shape[1]
+    return torch.where(part > 0, (effective_sample_size(log_w) / n) / part, 0.0)
 
 
-def _complaint(log_p: Tensor) -> tuple[str, str] | None:
-    """What is wrong with the potential itself, whatever q."""
-    broken = float((log_p.isnan() | (log_p == math.inf)).double().mean())
+def _complaints(log_p: Tensor) -> list[tuple[str, str] | None]:
+    """What is wrong with each potential itself, whatever q, from (F, N)."""
+    broken = (log_p.isnan() | (log_p == math.inf)).double().mean(1)
+    magnitude = torch.where(log_p.isfinite(), log_p.abs(), torch.nan).nanmedian(1).values  # NaN of none
+    rounding = torch.finfo(log_p.dtype).eps * magnitude.double()
+    return [_complaint(*pair) for pair in zip(broken.tolist(), rounding.tolist(), strict=True)]
+
+
+def _complaint(broken: float, rounding: float) -> tuple[str, str] | None:
     if broken > BROKEN:
         return "suspect", broken_sentence(broken)
-    magnitude = log_p[log_p.isfinite()].abs().double()
-    rounding = torch.finfo(log_p.dtype).eps * float(magnitude.median())  # NaN of none
     if rounding > _ROUNDING:
         return "suspect", (
             f"the potential is so large that it is rounded to {rounding:.0e} nats, which hides what it says "

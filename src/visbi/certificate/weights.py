@@ -17,10 +17,11 @@ All of it in float64 and in log space: adding a constant to log p changes only t
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from visbi.certificate import rows
+from visbi.certificate.rows import MIN_DRAWS
 from visbi.core.checks import violation
 
 __all__ = [
@@ -35,17 +36,9 @@ __all__ = [
     "unseen_mass",
 ]
 
-_CONSTANT = 1e-3  # spread of log w below which the weights are constant and a tail has no shape
-MIN_DRAWS = 25
-"""Fewer leave a tail of less than the five points that a Pareto fit needs."""
-_UNDERFLOW = -700.0  # exp of less is next to zero in float64
 
-
-def _clean(log_w: Tensor) -> Tensor:
-    log_w = torch.as_tensor(log_w).detach().double().flatten()
-    if len(log_w) < MIN_DRAWS:
-        raise ValueError(violation("log_w", f"at least {MIN_DRAWS} log-weights", len(log_w)))
-    return torch.where(torch.isfinite(log_w), log_w, -torch.inf)
+def _row(log_w: Tensor) -> Tensor:
+    return rows.cleaned(torch.as_tensor(log_w).flatten()[None])
 
 
 def pareto_smooth(log_w: Tensor) -> tuple[Tensor, float]:
@@ -64,42 +57,8 @@ def pareto_smooth(log_w: Tensor) -> tuple[Tensor, float]:
     >>> round(float(smooth.exp().sum()), 6), khat < 0.5
     (1.0, True)
     """
-    log_w = _clean(log_w)
-    finite = torch.isfinite(log_w)
-    if not bool(finite.any()):
-        return torch.full_like(log_w, -math.log(len(log_w))), math.inf
-    raw = torch.log_softmax(log_w, 0)
-    values = log_w[finite] - log_w[finite].max()
-    if len(values) < MIN_DRAWS:
-        return raw, math.inf
-    size = _tail_size(len(values))
-    tail = torch.topk(values, size + 1).values
-    if float(values.std()) < _CONSTANT or float(tail[0] - tail[-1]) < _CONSTANT:
-        return raw, -math.inf
-    # the fit is scaled by the lower quartile of the excesses; where that is zero it returns any number
-    quartile = tail[size - int(size / 4 + 0.5)].clamp_min(_UNDERFLOW)
-    if float(quartile.exp() - tail[-1].clamp_min(_UNDERFLOW).exp()) <= 0.0:
-        return raw, math.inf
-    smooth, khat = _pareto_fit(values)
-    if not bool(torch.isfinite(smooth).all()):
-        return raw, khat
-    return torch.log_softmax(torch.full_like(log_w, -torch.inf).masked_scatter(finite, smooth), 0), khat
-
-
-def _pareto_fit(values: Tensor) -> tuple[Tensor, float]:
-    """Smoothed log-weights and k-hat of log-weights with largest value 0; k-hat +inf where the fit breaks."""
-    from arviz_stats.base import array_stats  # type: ignore[attr-defined]
-
-    with np.errstate(all="ignore"):
-        # its argument is minus the log-weights, as in leave-one-out cross-validation
-        smooth, khat = array_stats.psislw(-values.clamp_min(_UNDERFLOW).cpu().numpy())
-    khat = float(khat)
-    return torch.as_tensor(smooth).to(values), khat if math.isfinite(khat) else math.inf
-
-
-def _tail_size(n: int) -> int:
-    """How many of n weights make the tail, as in arviz-stats."""
-    return int(min(3 * math.sqrt(n), n / 5))
+    smooth, khat = rows.pareto_smooth(_row(log_w))
+    return smooth[0], float(khat)
 
 
 def tail_excess(smooth: Tensor, khat: float) -> float:
@@ -119,8 +78,8 @@ def tail_excess(smooth: Tensor, khat: float) -> float:
         return 0.0
     if khat >= 1.0:
         return math.inf
-    size, seen = _tail(smooth)
-    return seen / (1.0 - _unseen_share(size, khat))
+    size, seen = rows.tail_mass(smooth[None])
+    return float(seen / (1.0 - (2.0 * size) ** (khat - 1.0)))
 
 
 def unseen_mass(smooth: Tensor, khat: float, *, sigmas: float = 0.0) -> float:
@@ -131,25 +90,7 @@ def unseen_mass(smooth: Tensor, khat: float, *, sigmas: float = 0.0) -> float:
         sigmas: by how many of its standard errors, (1 + k) / sqrt(M), k-hat is raised first; near k = 1 the
             extrapolation hangs on its digits.
     """
-    if not math.isfinite(khat):
-        return 0.0 if khat < 0 else math.inf
-    size, seen = _tail(smooth)
-    k = khat + sigmas * (1.0 + max(khat, 0.0)) / math.sqrt(size)
-    if k >= 1.0:
-        return math.inf
-    share = _unseen_share(size, k)
-    return seen * share / (1.0 - share)
-
-
-def _tail(smooth: Tensor) -> tuple[int, float]:
-    """How many weights make the tail, and the sum of their excesses over its cut-off."""
-    size = _tail_size(int(torch.isfinite(smooth).sum()))
-    top = torch.topk(smooth, size + 1).values.exp()
-    return size, float((top[:-1] - top[-1]).sum())
-
-
-def _unseen_share(size: int, khat: float) -> float:
-    return (2.0 * size) ** (khat - 1.0)
+    return float(rows.unseen_mass(rows.tail_mass(smooth[None]), smooth.new_tensor([khat]), sigmas=sigmas))
 
 
 def effective_sample_size(log_w: Tensor) -> float:
@@ -158,11 +99,7 @@ def effective_sample_size(log_w: Tensor) -> float:
     >>> effective_sample_size(torch.zeros(100))
     100.0
     """
-    log_w = _clean(log_w)
-    if not bool(torch.isfinite(log_w).any()):
-        return 0.0
-    log_w = log_w - log_w.max()
-    return float(torch.exp(2 * torch.logsumexp(log_w, 0) - torch.logsumexp(2 * log_w, 0)))
+    return float(rows.effective_sample_size(_row(log_w)))
 
 
 def log_evidence(log_w: Tensor) -> tuple[float, float]:
@@ -173,12 +110,8 @@ def log_evidence(log_w: Tensor) -> tuple[float, float]:
     >>> log_evidence(torch.full((100,), 2.0))
     (2.0, 0.0)
     """
-    log_w = _clean(log_w)
-    n = len(log_w)
-    ess = effective_sample_size(log_w)
-    if ess == 0.0:
-        return -math.inf, math.inf
-    return float(torch.logsumexp(log_w, 0)) - math.log(n), math.sqrt(max(n / ess - 1.0, 0.0) / n)
+    value, error = rows.log_evidence(_row(log_w))
+    return float(value), float(error)
 
 
 def divergences(log_w: Tensor) -> tuple[float, float]:
@@ -190,15 +123,8 @@ def divergences(log_w: Tensor) -> tuple[float, float]:
     >>> divergences(torch.zeros(100))
     (0.0, 0.0)
     """
-    clean = _clean(log_w)
-    finite = clean.isfinite()
-    if not bool(finite.any()):
-        return math.inf, math.inf
-    log_z = torch.logsumexp(clean, 0) - math.log(len(clean))
-    values = torch.where(finite, clean, 0.0)
-    forward = (torch.softmax(clean, 0) * values).sum() - log_z
-    reverse = log_z - clean.mean()
-    return max(float(reverse), 0.0), max(float(forward), 0.0)
+    reverse, forward = rows.divergences(_row(log_w))
+    return float(reverse), float(forward)
 
 
 def total_variation(log_w: Tensor) -> float:
@@ -207,11 +133,7 @@ def total_variation(log_w: Tensor) -> float:
     >>> total_variation(torch.zeros(100))
     0.0
     """
-    log_w = _clean(log_w)
-    if not bool(torch.isfinite(log_w).any()):
-        return 1.0
-    relative = torch.exp(log_w - torch.logsumexp(log_w, 0) + math.log(len(log_w)))
-    return 0.5 * float((relative - 1.0).abs().mean())
+    return float(rows.total_variation(_row(log_w)))
 
 
 def resample(log_w: Tensor, n: int) -> Tensor:
@@ -222,7 +144,7 @@ def resample(log_w: Tensor, n: int) -> Tensor:
     >>> resample(torch.log(torch.tensor([0.0, 1.0] * 20)), 4).remainder(2).tolist()
     [1, 1, 1, 1]
     """
-    log_w = _clean(log_w)
+    log_w = _row(log_w)[0]
     if not bool(torch.isfinite(log_w).any()):
         raise ValueError(violation("log_w", "at least one finite log-weight", "none"))
     edges = torch.softmax(log_w, 0).cumsum(0)

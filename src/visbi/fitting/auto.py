@@ -93,7 +93,7 @@ def _start(problem: Problem, init: str | Tensor, earlier: Any) -> Mixture | None
         theta = earlier.sample((1024,))
     else:
         return None
-    return around(problem.coords.to_z(theta)[0].detach())
+    return around(problem.coords.to_z(theta)[0].detach()[None])
 
 
 def _body(q: Proposal) -> Body:
@@ -103,7 +103,7 @@ def _body(q: Proposal) -> Body:
     if isinstance(q, FlowProposal):
         return q.body
     assert isinstance(q, Blend)
-    return BlendBody([_body(q.main), _body(q.rest)], torch.tensor([1.0 - q.share, q.share]))
+    return BlendBody([_body(q.main), _body(q.rest)], torch.cat([1.0 - q.share, q.share]))
 
 
 def no_rebuilding(dim: int) -> Body:

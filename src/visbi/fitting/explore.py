@@ -16,13 +16,13 @@ populations.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from visbi.core.types import LogDensity
 from visbi.fitting.target import Target, log_standard_normal
 
 __all__ = ["Base", "Exploration", "StandardNormal", "drift", "explore"]
@@ -107,6 +107,20 @@ class Exploration:
         betas, log_z = self.betas.mT[:, :, None], self.log_evidences.mT[:, :, None]
         mean = torch.logsumexp(betas * flat[:, None] - log_z, 1) - math.log(len(self.betas))
         return self.history_z.movedim(0, 1).flatten(1, 2), flat - mean
+
+    def of_fits(self, which: Tensor) -> "Exploration":
+        """Of the populations `which`, (F,) bool."""
+        return Exploration(
+            z=self.z[which],
+            ell=self.ell[which],
+            relative=self.relative[which],
+            history_z=self.history_z[:, which],
+            history_relative=self.history_relative[:, which],
+            betas=self.betas[:, which],
+            log_evidence=self.log_evidence[which],
+            log_evidences=self.log_evidences[:, which],
+            acceptance=self.acceptance[which],
+        )
 
 
 @dataclass
@@ -311,7 +325,14 @@ def _correlation(before: Tensor, after: Tensor) -> Tensor:
     return ((a * b).sum(1) / norm).amax(1)
 
 
-def drift(target: Target, z: Tensor, log_q: LogDensity, *, gradient: bool, rounds: int = 5) -> float:
+def drift(
+    target: Target,
+    z: Tensor,
+    log_q: Callable[[Tensor], Tensor],
+    *,
+    gradient: bool,
+    rounds: int = 5,
+) -> Tensor:
     """How far the posterior's own moves carry draws towards where q is too low, in standard errors.
 
     Draws that are right stay right under moves that leave the posterior as it is, so their log-weights
@@ -319,14 +340,14 @@ def drift(target: Target, z: Tensor, log_q: LogDensity, *, gradient: bool, round
     rises.
 
     Args:
-        target: the target.
-        z: (n, d) draws that are meant to be right, such as resampled ones.
-        log_q: (N, d) -> (N,).
+        target: of F potentials.
+        z: (F, n, d) draws that are meant to be right, such as resampled ones.
+        log_q: (F, N, d) -> (F, N).
         gradient: whether the moves use the potential's gradient.
         rounds: of moves.
 
     Returns:
-        The mean rise of log-weights over its standard error, where the rise is more than `_RISE`; else 0.
+        (F,) the mean rise of log-weights over its standard error where the rise is above `_RISE`; else 0.
 
     Raises:
         BudgetReached: the target's budget is used up.
@@ -335,17 +356,17 @@ def drift(target: Target, z: Tensor, log_q: LogDensity, *, gradient: bool, round
     >>> from visbi.priors import coordinates
     >>> prior = Independent(Normal(torch.zeros(2).double(), 1.0), 1)
     >>> target = Target(prior.log_prob, coordinates(prior))  # the posterior is the prior
-    >>> drift(target, prior.sample((256,)), prior.log_prob, gradient=True)
-    0.0
+    >>> drift(target, prior.sample((1, 256)), prior.log_prob, gradient=True)
+    tensor([0.], dtype=torch.float64)
     """
     moves = _Moves(target, StandardNormal(target.dim), gradient)
-    one = torch.ones(1, dtype=z.dtype, device=z.device)
-    scale = _root(_covariance(z[None]))
-    start = now = moves.at(z[None])
+    one = torch.ones(len(z), dtype=z.dtype, device=z.device)
+    scale = _root(_covariance(z))
+    start = now = moves.at(z)
     for _ in range(rounds if gradient else rounds * _LEAPFROG):
         now = moves.round(now, one, scale)
         moves.adapt()
-    rise = (now.ell - start.ell)[0] - (log_q(now.z[0]) - log_q(z))
+    rise = (now.ell - start.ell) - (log_q(now.z) - log_q(z))
     rise = rise.clamp(-_LARGEST_RISE, _LARGEST_RISE)
-    error = rise.std() / len(rise) ** 0.5
-    return float(rise.mean() / error.clamp_min(1e-300)) if float(rise.mean()) > _RISE else 0.0
+    error = rise.std(1) / rise.shape[1] ** 0.5
+    return torch.where(rise.mean(1) > _RISE, rise.mean(1) / error.clamp_min(1e-300), 0.0)

@@ -170,6 +170,11 @@ def train_flows(
         elbos[step] = torch.where(done, log_w.mean(1), math.nan)
     return _last_fifth(elbos)
 
+    def of_fits(self, which: Tensor) -> "FlowProposal":
+        """This one: F = 1."""
+        assert bool(which.all())
+        return self
+
 
 def train_flow(
     body: CouplingBody,

@@ -11,161 +11,53 @@ certificate cannot make: that hardly any of the explorer's particles lie where q
 posterior's own moves do not carry resampled draws away (`explore.drift`). A rung that has passed with few
 of its draws to spare is kept, and the next one is tried; the better answers.
 
-Every way works in coordinates z in which the prior is N(0, I), or near it.
+Every way works in coordinates z in which the prior is N(0, I), or near it. F posteriors, such as those of F
+observations, climb side by side: a rung takes a group of fits and gives back groups that need the next one.
 """
 
 import copy
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from visbi.certificate.modes import find_modes
-from visbi.certificate.report import BROKEN, Report, broken_sentence, certify
-from visbi.certificate.weights import pareto_smooth, resample
+from visbi.certificate.report import BROKEN, broken_sentence, certify
 from visbi.fitting.budget import BudgetReached
-from visbi.fitting.explore import Exploration, drift, explore
+from visbi.fitting.climbing import ALONE, FEW, Answer, Effort, Group, Record
+from visbi.fitting.explore import explore
 from visbi.fitting.flow import FlowProposal, flow_body, train_flow, widened
 from visbi.fitting.match import match_gaussian
 from visbi.fitting.mixture import Mixture, defended, local_covariances, spread_out
-from visbi.fitting.pool import Pool, Proposal, Trial
+from visbi.fitting.pool import Pool, Trial
 from visbi.fitting.probe import useful_gradient
-from visbi.fitting.refine import around, from_particles, matched, patch, refined
+from visbi.fitting.refine import from_particles, matched, patch, refined
+from visbi.fitting.rows import picked, trues_first
 from visbi.fitting.target import Target, is_usable
 
-__all__ = ["Answer", "climb"]
+__all__ = ["Answer", "climb", "climb_together"]
 
-_LOOK = 4096  # draws of the prior that are looked at first
-_TRIAL = 4096
-_DRAWS = 16_384  # that a certificate rests on
-_PARTICLES = 1024
-_STARTS = 24
 _SPARE = 0.2  # effective share of draws with which a rung's answer is final
 _CLEAR = 0.5  # with which the Gaussian's is, and no mixture need be tried
-_LOW = math.log(20.0)  # nats by which q is much too low somewhere
-_FEW = 5e-3  # share of the explorer's particles, or of the mass, that may lie there
-_MISSING = 0.02  # share of the mass beyond which an answer is in doubt
-_WITNESSES = 2048
-_DRIFT = 5.0  # standard errors
-_DRIFTERS = 1024
+_LOOKED_AT = 512  # promising draws of the prior
 _WIDE = 20  # dimensions beyond which the explorer is not sent after a Gaussian that passes
-_BENT, _BENT_DIMENSIONS = 0.25, 4  # a first mixture's share below which a posterior of one mode is for a flow
+_ENOUGH_SEEN = 10.0  # draws of the prior in effect, for each dimension, from which a mixture can be fitted
+_BENT = 0.25  # share of a first mixture below which what a flow may fit is left to it at once
+_LITTLE = 0.5  # of a refitted one, below which a flow is tried first: what it lacks its weights cannot tell
 _FLOW_ROUNDS, _FLOW_STEPS, _FLOW_BATCH = 3, 200, 256
 _HOPELESS_FLOW = 0.02
 _ENOUGH_FLOW = 0.6
 _FORWARD = 0.5
 
-
-@dataclass(frozen=True)
-class Answer:
-    """What the ladder found.
-
-    Attributes:
-        q: in coordinates z.
-        z, ell, log_q: fresh draws of q (N, d), the target, -inf where it is not finite, and log q at them
-            (N,): what the certificate rests on.
-        report: the certificate, with what the ladder has to say.
-    """
-
-    q: Proposal
-    z: Tensor
-    ell: Tensor
-    log_q: Tensor
-    report: Report
-
-
-@dataclass
-class _Climb:
-    """The state of a climb: what is known of the posterior so far."""
-
-    target: Target
-    say: Callable[[str], None]
-    story: list[str] = field(default_factory=list)
-    pool: Pool = field(init=False)
-    gradient: bool = True
-    seen: Exploration | None = None
-    starts: Tensor = field(init=False)
-    modes: int = 1
-    flown: bool = False
-    broken: float = 0.0  # share of the answer's draws at which the potential is NaN or +inf
-    best: tuple[str, Proposal, Trial] | None = None
-    answer: tuple[str, Answer] | None = None
-
-    def __post_init__(self) -> None:
-        self.pool = Pool(self.target)
-
-    def consider(self, rung: str, q: Proposal, trial: Trial) -> None:
-        """Keep q if it is the best so far."""
-        if self.best is None or _merit(trial) > _merit(self.best[2]):
-            self.best = rung, q, trial
-
-    def certified(self, rung: str, q: Proposal, *, spare: float) -> bool:
-        """Whether q passes with draws to spare; if it passes at all it is kept as an answer."""
-        broken = self.target.n_broken
-        trial = self.pool.draw(q, _DRAWS)
-        broken = (self.target.n_broken - broken) / _DRAWS
-        ell, log_q = trial.ell, trial.log_q
-        report = certify(ell, log_q, resampled=True, doubts=self.doubts(q, trial.z, ell, log_q))
-        answer = Answer(q, trial.z, ell, log_q, report)
-        if self.answer is None or _rank(report) > _rank(self.answer[1].report):
-            self.answer, self.broken = (rung, answer), broken
-        if report.status in ("ok", "corrected") and report.ess_fraction >= spare:
-            return True
-        self.story.append(f"{rung} {_why(report)}")
-        return False
-
-    def doubts(self, q: Proposal, z: Tensor, ell: Tensor, log_q: Tensor) -> list[str]:
-        """What speaks against q beside its weights."""
-        found = []
-        log_w = ell - log_q
-        log_z = float(torch.logsumexp(log_w, 0)) - math.log(len(log_w))
-        share = self.missing(q, log_z)
-        if share > _MISSING:
-            found.append(
-                f"an independent exploration has seen about {100 * share / (1 + share):.1f} % of the "
-                "posterior's mass where q has next to none. Run MCMC to be sure."
-            )
-        try:
-            index = resample(pareto_smooth(log_w)[0], _DRIFTERS)
-            moved = drift(self.target, z[index], lambda z: q.log_prob(z[None])[0], gradient=self.gradient)
-        except BudgetReached:
-            return [*found, "the budget left no room to check that resampled draws stay where they are."]
-        if moved > _DRIFT:
-            found.append(
-                "the posterior's own moves carry resampled draws to where q is too low: mass next to them is "
-                "missing. Run MCMC to be sure."
-            )
-        return found
-
-    def missing(self, q: Proposal, log_z: float) -> float:
-        """Share of the posterior's mass that the explorer's particles say q is much too low at.
-
-        The particles alone are no proof: where an explorer mixes badly they sit where hardly any mass is. So
-        a mixture fitted to those that accuse q is drawn from, and the mass there is weighed.
-        """
-        if self.seen is None:
-            return 0.0
-        z, ell = self.seen.z[0], self.seen.ell[0]
-        low = ell - q.log_prob(z[None])[0] - log_z > _LOW
-        if float(low.double().mean()) < _FEW:
-            return 0.0
-        return self.missing_at(q, defended(around(z[low])), log_z)
-
-    def missing_at(self, q: Proposal, local: Mixture, log_z: float) -> float:
-        """Mass, relative to what q has, that draws of `local` find where q is much too low."""
-        trial = self.pool.draw(local, _WITNESSES)
-        log_q = q.log_prob(trial.z[None])[0]
-        both = torch.logaddexp(log_q, trial.log_q) - math.log(2)  # half of the draws are thought to be q's
-        mass = (trial.ell - both - log_z).clamp_max(50.0).exp() * (trial.ell - log_q - log_z > _LOW)
-        return float(mass.mean()) / 2
+Rung = Callable[[Group], Sequence[Group]]
+"""Takes fits that have no answer yet; gives back those that still have none."""
 
 
 def climb(
     target: Target, *, start: Mixture | None = None, say: Callable[[str], None] = lambda _: None
 ) -> Answer:
-    """Find q for the target, as far up the ladder as it takes.
+    """Find q for one target, as far up the ladder as it takes.
 
     Args:
         target: with its budget; reaching it ends the climb with the best so far.
@@ -175,6 +67,7 @@ def climb(
     Raises:
         ValueError: the potential is finite at no draw of the prior.
 
+    >>> import math
     >>> from torch.distributions import Independent, Normal
     >>> from visbi.priors import coordinates
     >>> prior = Independent(Normal(torch.zeros(2).double(), 1.0), 1)
@@ -183,128 +76,252 @@ def climb(
     >>> report.rung, report.status, report.log_evidence - 3 - math.log(2 * math.pi / 100)
     ('a Gaussian', 'ok', 0.00)
     """
-    now = _Climb(target, say)
+    answer = climb_together(target, start=start, say=say)[0]
+    if answer.report.rung == _NOWHERE:
+        raise ValueError(
+            "`potential_fn`: expected finite values at draws of the prior; got none at "
+            f"{ALONE.look} of them (is x of the scale that the potential was trained on?)"
+        )
+    return answer
+
+
+def climb_together(
+    target: Target,
+    *,
+    start: Mixture | None = None,
+    effort: Effort = ALONE,
+    say: Callable[[str], None] = lambda _: None,
+) -> list[Answer]:
+    """Find q for each of a target's F potentials.
+
+    Args:
+        target: with its budget, of each fit; reaching it ends the climb with the best so far.
+        start: F mixtures to begin with beside the usual starts.
+        effort: how much to spend; with less than `climbing.ALONE` the climb ends at mixtures, and answers
+            that are not good enough are to be sought alone.
+        say: told what is being done.
+    """
+    records = [Record() for _ in range(target.fits)]
+    rungs = _EVERY_RUNG if effort == ALONE else _QUICK_RUNGS
+    groups = [Group(target, records, effort, Pool(target), start)]
     reason = ""
     try:
-        for rung in (_look, _gaussian, _mixture, _flow, _bridge):
+        for rung in rungs:
             say(rung.__name__.strip("_"))
-            if rung(now, start):
-                break
+            groups = [rest for group in groups for rest in rung(group)]
     except BudgetReached as reached:
         reason = str(reached)
     except KeyboardInterrupt:
         reason = "interrupted"
-    return _conclude(now, reason)
+    return [_conclude(target, record, reason) for record in records]
 
 
-# -- the rungs: each returns whether it has answered ------------------------------------------------------
+# -- the rungs --------------------------------------------------------------------------------------------
 
 
-def _look(now: _Climb, start: Mixture | None) -> bool:
+def _look(now: Group) -> Sequence[Group]:
     """What the prior's draws say about the potential."""
-    z = torch.randn(_LOOK, now.target.dim, dtype=torch.float64, device=now.target.device)
-    ell = now.target.value(z)
-    usable = is_usable(ell)
-    if not bool(usable.any()):
-        raise ValueError(
-            "`potential_fn`: expected finite values at draws of the prior; got none at "
-            f"{_LOOK} of them (is x of the scale that the potential was trained on?)"
-        )
-    top = z[ell.topk(min(16, int(usable.sum()))).indices]
-    some = z[usable][:32]
-    now.gradient = useful_gradient(now.target, torch.cat([top, some]))
+    n, d = now.effort.look, now.target.dim
+    if now.effort.keep_look:
+        trial = now.pool.draw(_prior_like(now.target), n)
+        now.consider(_PRIOR, _prior_like(now.target), trial)
+        z, ell = trial.z, trial.ell
+        usable = torch.isfinite(ell)
+    else:
+        z = torch.randn(now.target.fits, n, d, dtype=torch.float64, device=now.target.device)
+        ell = now.target.value(z)
+        usable = is_usable(ell)
+    ell = torch.where(usable, ell, -torch.inf)
+    somewhere = usable.any(1)
+    for record, there in zip(now.records, somewhere.tolist(), strict=True):
+        if not there:
+            record.best = None
+    if not bool(somewhere.any()):
+        return []
+    top = ell.topk(min(16, n), 1).indices
+    some = trues_first(usable)[:, :32]
+    now.gradient = useful_gradient(now.target, picked(z, torch.cat([top, some], 1)))
     if not now.gradient:
-        now.story.append("the potential has no useful gradient")
-    now.starts = z[(ell + 0.5 * z.square().sum(-1)).topk(min(512, int(usable.sum()))).indices]
-    return False
+        now.tell(now.all(), "the potential has no useful gradient")
+    promising = (ell + 0.5 * z.square().sum(-1)).topk(min(_LOOKED_AT, n), 1).indices
+    now.starts, now.usable = picked(z, promising), usable.gather(1, promising)
+    return [now.only(somewhere)]
 
 
-def _gaussian(now: _Climb, start: Mixture | None) -> bool:
-    passed = False
-    q: Mixture | None = None
-    if now.gradient:
-        match = match_gaussian(now.target)
-        q = Mixture.of(torch.zeros(1, 1).to(match.loc), match.loc[None], match.cov[None])
-        trial = now.pool.draw(defended(q), _TRIAL)
-        now.consider("a Gaussian", q, trial)
-        passed = trial.share > _CLEAR and trial.khat < 0.5
-        if not passed:
-            now.story.append(f"a Gaussian had an effective share of {trial.share:.2f}")
-    if start is not None:
-        now.consider("the start", start, now.pool.draw(defended(start), _TRIAL))
-    if not (passed and now.target.dim > _WIDE):
-        now.seen = explore(now.target, _PARTICLES // 2 if passed else _PARTICLES, gradient=now.gradient)
-    if not passed or q is None:
-        return False
-    log_z = _log_z(now.best[2]) if now.best else 0.0
-    elsewhere = start is not None and now.missing_at(defended(q), defended(start), log_z) > _FEW
-    if elsewhere or now.missing(defended(q), log_z) > _FEW or _other_modes(now, q, log_z):
-        now.story.append("a Gaussian missed other modes")
-        return False
-    return now.certified("a Gaussian", defended(q), spare=_CLEAR)
+def _gaussian(now: Group) -> Sequence[Group]:
+    if not now.gradient:
+        _try_start(now)
+        return [now]
+    fits, d = now.target.fits, now.target.dim
+    loc = torch.zeros(fits, d, dtype=torch.float64, device=now.target.device)
+    match = match_gaussian(now.target, loc, torch.eye(d).to(loc).expand(fits, d, d))
+    q = Mixture.of(torch.zeros_like(loc[:, :1]), match.loc[:, None], match.cov[:, None])
+    trial = now.pool.draw(defended(q), now.effort.trial)
+    now.consider("a Gaussian", q, trial)
+    passed = (trial.share > _CLEAR) & (trial.khat < 0.5)
+    now.tell(~passed, lambda i: f"a Gaussian had an effective share of {float(trial.share[i]):.2f}")
+    _try_start(now)
+    alone, others = now.parts(passed)
+    rest = [] if alone is None else _only_a_gaussian(alone, q.of_fits(passed))
+    return [*rest, *([] if others is None else [others])]
 
 
-def _other_modes(now: _Climb, q: Mixture, log_z: float) -> bool:
-    """Whether Gaussians matched from the most promising of the prior's draws hold mass that q misses."""
-    starts = now.starts
-    chosen = starts[spread_out(starts, torch.full((len(starts),), 1.0 / len(starts)).to(starts), _STARTS)]
-    eye = 0.09 * torch.eye(now.target.dim, dtype=starts.dtype, device=starts.device)
-    others = matched(now.target, chosen, eye.expand(len(chosen), -1, -1))
-    return now.missing_at(defended(q), defended(others), log_z) > _FEW
+def _try_start(now: Group) -> None:
+    if now.start is not None:
+        now.consider("the start", now.start, now.pool.draw(defended(now.start), now.effort.trial))
 
 
-def _mixture(now: _Climb, start: Mixture | None) -> bool:
-    """Mixtures, matched and from particles; what is bent and in one piece is left to a flow first."""
-    seen = now.seen = (
-        now.seen if now.seen is not None else explore(now.target, _PARTICLES, gradient=now.gradient)
+def _only_a_gaussian(now: Group, q: Mixture) -> Sequence[Group]:
+    """Whether Gaussians that fit where they are leave out mass elsewhere."""
+    wide = defended(q)
+    if now.target.dim <= _WIDE and now.effort.confirming:
+        now.seen = explore(now.target, now.effort.confirming, fits=now.target.fits, gradient=now.gradient)
+    log_z = now.log_z()
+    missed = ~now.all()
+    if now.start is not None:
+        missed = now.missing_at(wide, defended(now.start), log_z) > FEW
+    if not bool(missed.all()):
+        missed = missed | (now.missing(wide, log_z) > FEW)
+    if not bool(missed.all()):
+        missed = missed | (now.missing_at(wide, defended(_other_gaussians(now)), log_z) > FEW)
+    now.tell(missed, "a Gaussian missed other modes")
+    rest, alone = now.parts(missed)
+    found = [] if rest is None else [rest]
+    if alone is not None:
+        answered = alone.certified("a Gaussian", wide.of_fits(~missed), spare=_CLEAR)
+        found += [group for group in alone.parts(~answered)[:1] if group is not None]
+    return found
+
+
+def _other_gaussians(now: Group) -> Mixture:
+    """Gaussians matched from the most promising of the prior's draws."""
+    even = now.usable.double() / now.usable.sum(1, keepdim=True)
+    starts = picked(now.starts, spread_out(now.starts, even, now.effort.starts))
+    eye = 0.09 * torch.eye(now.target.dim).to(starts)
+    return _matched(now, starts, eye.expand(*starts.shape, -1))
+
+
+def _matched(now: Group, starts: Tensor, cov: Tensor) -> Mixture:
+    effort = now.effort
+    return matched(now.target, starts, cov, batch=effort.start_batch, max_iters=effort.start_iters)
+
+
+def _prior_draws(now: Group) -> Sequence[Group]:
+    """A mixture from the prior's draws, where enough of them lie where the posterior does."""
+    q, trial = now.pool.proposals[0]
+    assert isinstance(q, Mixture)
+    seen = trial.share * now.effort.look > _ENOUGH_SEEN * now.target.dim
+    enough, others = now.parts(seen)
+    rest = (
+        []
+        if enough is None
+        else _refits(enough, q.of_fits(seen), trial.of_fits(seen).first(now.effort.trial), again=False)
     )
+    return [*rest, *([] if others is None else [others])]
+
+
+def _mixture(now: Group) -> Sequence[Group]:
+    """Mixtures, matched and from particles; what is bent and in one piece is left to a flow first."""
+    if now.seen is None:
+        now.seen = explore(now.target, now.effort.particles, fits=now.target.fits, gradient=now.gradient)
+    seen = now.seen
+    z = seen.z
     found: list[Mixture] = []
-    z = seen.z[0]
     if now.gradient:
-        even = torch.full((len(z),), 1.0 / len(z)).to(z)
-        starts = z[spread_out(z, even, _STARTS)]
-        cov = local_covariances(z, starts, max(4 * now.target.dim, 40))
-        found.append(matched(now.target, starts, cov))
-    found.append(from_particles(seen))
-    if start is not None:  # what the user knows of, whatever the explorer saw
-        found = [q.with_(start, 0.5) for q in found]
-    trials = [(q, now.pool.draw(defended(q), _TRIAL)) for q in found]
-    best, trial = max(trials, key=lambda pair: _merit(pair[1]))
+        even = torch.full(z.shape[:2], 1.0 / z.shape[1]).to(z)
+        starts = picked(z, spread_out(z, even, now.effort.starts))
+        found.append(_matched(now, starts, local_covariances(z, starts, max(4 * now.target.dim, 40))))
+    found.append(from_particles(seen, now.effort.points))
+    if now.start is not None:  # what the user knows of, whatever the explorer saw
+        found = [q.with_(now.start, 0.5) for q in found]
+    best, trial = found[0], now.pool.draw(defended(found[0]), now.effort.trial)
+    for other in found[1:]:
+        fresh = now.pool.draw(defended(other), now.effort.trial)
+        higher = fresh.merit > trial.merit
+        best, trial = best.better(other, higher), trial.better(fresh, higher)
     now.consider("a mixture", best, trial)
-    now.modes = len(find_modes(z, lambda z: best.log_prob(z[None])[0]))
-    bent = trial.share < _BENT and now.modes == 1 and now.target.dim >= _BENT_DIMENSIONS
-    if now.gradient and bent and _flow(now, start):
-        return True
-    return _refits(now, best, trial)
+    if now.effort != ALONE:
+        return _refits(now, best, trial)
+    for i, record in enumerate(now.records):
+        one = best.of_fits(torch.arange(len(now.records)) == i)
+        record.modes = len(find_modes(z[i], lambda z, one=one: one.log_prob(z[None])[0]))
+    bent = now.for_a_flow() & (trial.share < _BENT)
+    first, others = now.parts(bent)
+    rest = [] if others is None else list(_refits(others, best.of_fits(~bent), trial.of_fits(~bent)))
+    if first is not None:
+        for group, which in _after_a_flow(first):
+            rest += _refits(group, best.of_fits(bent).of_fits(which), trial.of_fits(bent).of_fits(which))
+    return rest
 
 
-def _refits(now: _Climb, q: Mixture, trial: Trial) -> bool:
-    for _ in range(2):  # the second time with the draws of a certificate that failed among the points
-        q, trial = refined(now.pool, q, trial)
-        now.consider("a mixture", q, trial)
-        if trial.khat >= 0.9 or trial.share < 0.05:
-            now.story.append(
-                f"a mixture had k-hat {trial.khat:.2f} and an effective share of {trial.share:.2f}"
+def _after_a_flow(now: Group) -> list[tuple[Group, Tensor]]:
+    """What a flow does not answer, and (F,) which of the fits that is."""
+    names = [id(record) for record in now.records]
+    return [(group, torch.tensor([name in map(id, group.records) for name in names])) for group in _flow(now)]
+
+
+def _refits(now: Group, q: Mixture, trial: Trial, *, again: bool = True) -> Sequence[Group]:
+    q, trial = _refitted(now, q, trial)
+    rest: list[Group] = []
+    left = now.for_a_flow() & (trial.share < _LITTLE) & torch.tensor(now.effort == ALONE)
+    first, others = now.parts(left)
+    if others is not None:
+        rest += _certified_mixture(others, q.of_fits(~left), trial.of_fits(~left), again=again)
+    if first is not None:
+        for group, which in _after_a_flow(first):
+            rest += _certified_mixture(
+                group, q.of_fits(left).of_fits(which), trial.of_fits(left).of_fits(which), again=again
             )
-            return False
-        if now.certified("a mixture", defended(q), spare=_SPARE):
-            return True
-    return False
+    return rest
 
 
-def _flow(now: _Climb, start: Mixture | None) -> bool:
-    if not now.gradient or now.flown:
-        return False
-    now.flown = True
-    now.say("flow")
-    z, weights = now.pool.points(_TRIAL)
-    mean = (weights[:, None] * z).sum(0)
-    cov = (weights[:, None] * (z - mean)).mT @ (z - mean)
+def _refitted(now: Group, q: Mixture, trial: Trial) -> tuple[Mixture, Trial]:
+    q, trial = refined(now.pool, q, trial, n=now.effort.trial, points=now.effort.points)
+    now.consider("a mixture", q, trial)
+    return q, trial
+
+
+def _certified_mixture(now: Group, q: Mixture, trial: Trial, *, again: bool) -> Sequence[Group]:
+    """A second time, if asked for, with the draws of a certificate that failed among the points."""
+    hopeless = (trial.khat >= 0.9) | (trial.share < 0.05)
+    now.tell(hopeless, lambda i: f"a mixture had {_numbers(trial, i)}")
+    over, others = now.parts(hopeless)
+    rest = [] if over is None else [over]
+    if others is None:
+        return rest
+    answered = others.certified("a mixture", defended(q.of_fits(~hopeless)), spare=_SPARE)
+    _, others = others.parts(answered)
+    if others is None or not again:
+        return [*rest, *([] if others is None else [others])]
+    q, trial = q.of_fits(~hopeless).of_fits(~answered), trial.of_fits(~hopeless).of_fits(~answered)
+    q, trial = _refitted(others, q, trial)
+    return [*rest, *_certified_mixture(others, q, trial, again=False)]
+
+
+def _flow(now: Group) -> Sequence[Group]:
+    if not now.gradient:
+        return [now]
+    rest = []
+    for i, record in enumerate(now.records):
+        one = now.only(torch.arange(len(now.records)) == i)
+        if record.flown or not _one_flow(one):
+            rest.append(one)
+    return rest
+
+
+def _one_flow(now: Group) -> bool:
+    record = now.records[0]
+    record.flown = True
+    points, weights = now.pool.points(now.effort.trial)
+    z, weight = points[0], weights[0]
+    mean = (weight[:, None] * z).sum(0)
+    cov = (weight[:, None] * (z - mean)).mT @ (z - mean)
     cov = cov + 1e-9 * torch.diag_embed(cov.diagonal())
     body = flow_body(now.target.dim).to(now.target.device)
     body.placed(mean, torch.linalg.cholesky(cov))
-    q, trial = None, None
+    q, trial, share = None, None, 0.0
     for number in range(_FLOW_ROUNDS):
+        known = now.pool.points(2 * now.effort.trial) if record.modes > 1 else None
         train_flow(
             body,
             now.target,
@@ -312,51 +329,58 @@ def _flow(now: _Climb, start: Mixture | None) -> bool:
             steps=_FLOW_STEPS,
             batch=_FLOW_BATCH,
             # what draws of a flow do not reach, such as another mode, only weighted points can teach it
-            points=now.pool.points(2 * _TRIAL) if now.modes > 1 else None,
+            points=None if known is None else (known[0][0], known[1][0]),
             forward_share=_FORWARD,
         )
         q = FlowProposal(widened(copy.deepcopy(body)))  # the pool keeps it, and training goes on
-        trial = now.pool.draw(q, _TRIAL)
-        if trial.share > _ENOUGH_FLOW and trial.khat < 0.6:
-            break
-        if number and trial.share < _HOPELESS_FLOW:
+        trial = now.pool.draw(q, now.effort.trial)
+        share = float(trial.share)
+        if (share > _ENOUGH_FLOW and float(trial.khat) < 0.6) or (number and share < _HOPELESS_FLOW):
             break
     assert q is not None and trial is not None
     now.consider("a flow", q, trial)
-    if trial.khat < 0.9 and trial.share > _HOPELESS_FLOW and now.certified("a flow", q, spare=_SPARE):
+    sound = float(trial.khat) < 0.9 and share > _HOPELESS_FLOW
+    if sound and bool(now.certified("a flow", q, spare=_SPARE)):
         return True
     patched = patch(now.pool, q)
-    trial = now.pool.draw(patched, _TRIAL)
+    trial = now.pool.draw(patched, now.effort.trial)
     now.consider("a patched flow", patched, trial)
-    if trial.khat >= 0.9 or trial.share < _HOPELESS_FLOW:
-        now.story.append(f"a flow had k-hat {trial.khat:.2f} and an effective share of {trial.share:.2f}")
+    if float(trial.khat) >= 0.9 or float(trial.share) < _HOPELESS_FLOW:
+        now.tell(now.all(), f"a flow had {_numbers(trial, 0)}")
         return False
-    return now.certified("a patched flow", patched, spare=_SPARE)
+    return bool(now.certified("a patched flow", patched, spare=_SPARE))
 
 
-def _bridge(now: _Climb, start: Mixture | None) -> bool:
+def _bridge(now: Group) -> Sequence[Group]:
+    masks = torch.eye(len(now.records), dtype=torch.bool)
+    return [one for one in map(now.only, masks) if not _one_bridge(one)]
+
+
+def _one_bridge(now: Group) -> bool:
     for _ in range(2):
-        assert now.best is not None
-        base = now.best[1]
+        best = now.records[0].best
+        assert best is not None
+        _, base, base_trial = best
         if not isinstance(base, Mixture):
             return False
-        seen = explore(now.target, _PARTICLES, base=_From(defended(base)), gradient=now.gradient)
+        seen = explore(now.target, now.effort.particles, base=_From(defended(base)), gradient=now.gradient)
         q = from_particles(seen)
-        trial = now.pool.draw(defended(q), _TRIAL)
-        if _merit(now.best[2]) > _merit(trial):
-            q, trial = base, now.best[2]
+        trial = now.pool.draw(defended(q), now.effort.trial)
+        if float(base_trial.merit) > float(trial.merit):
+            q, trial = base, base_trial
         q, trial = refined(now.pool, q, trial, rounds=2)
         now.consider("a bridged mixture", q, trial)
-        if trial.khat < 0.9 and now.certified("a bridged mixture", defended(q), spare=_SPARE):
+        sound = float(trial.khat) < 0.9
+        if sound and bool(now.certified("a bridged mixture", defended(q), spare=_SPARE)):
             return True
     return False
 
 
-@dataclass(frozen=True)
 class _From:
     """A mixture as the base of an exploration."""
 
-    q: Mixture
+    def __init__(self, q: Mixture) -> None:
+        self.q = q
 
     def sample(self, fits: int, n: int, like: Tensor) -> Tensor:
         return self.q.sample(fits * n).reshape(fits, n, -1)
@@ -366,61 +390,52 @@ class _From:
         return log_q.reshape(z.shape[:-1]), score.reshape(z.shape)
 
 
+_EVERY_RUNG: tuple[Rung, ...] = (_look, _gaussian, _mixture, _flow, _bridge)
+_QUICK_RUNGS: tuple[Rung, ...] = (_look, _gaussian, _prior_draws, _mixture)
+
+
 # -- the end ----------------------------------------------------------------------------------------------
 
+_NOWHERE = "nowhere"  # the rung of a fit whose potential is finite at no draw of the prior
+_PRIOR = "the prior"
 
-def _conclude(now: _Climb, reason: str) -> Answer:
+
+def _conclude(target: Target, record: Record, reason: str) -> Answer:
     """The best answer, whatever ended the climb."""
-    if now.answer is not None:
-        rung, answer = now.answer
-    else:
-        rung, answer = _unfinished(now)
+    rung, answer = record.answer if record.answer is not None else _unfinished(target, record, reason)
     report = answer.report
-    doubts = [broken_sentence(now.broken)] if now.broken > BROKEN else []
+    doubts = [broken_sentence(record.broken)] if record.broken > BROKEN else []
     doubts += [f"the fit ended early: {reason}. Give it more."] if reason else []
     if doubts and report.status in ("ok", "corrected"):
         report = certify(answer.ell, answer.log_q, resampled=True, doubts=doubts)
-    elif doubts and now.best is None:
+    elif doubts and record.best is None:
         report = replace(report, sentence=doubts[0])
     return replace(
         answer,
-        report=replace(report, rung=rung, story=tuple(now.story), stop_reason=reason),
+        report=replace(report, rung=rung, story=tuple(record.story), stop_reason=reason),
     )
 
 
-def _unfinished(now: _Climb) -> tuple[str, Answer]:
+def _unfinished(target: Target, record: Record, reason: str) -> tuple[str, Answer]:
     """From the trials alone: no rung came as far as a certificate."""
-    if now.best is None:
-        q = Mixture.of(*_prior_like(now.target))
+    if record.best is None:
+        q = _prior_like(target).of_fits(torch.arange(target.fits) == 0)
         z = q.sample(256)
         unknown = torch.full((256,), -torch.inf, dtype=torch.float64, device=z.device)
-        return "the prior", Answer(q, z[0], unknown, q.log_prob(z)[0], certify(unknown, q.log_prob(z)[0]))
-    rung, q, trial = now.best
+        answer = Answer(q, z[0], unknown, q.log_prob(z)[0], certify(unknown, q.log_prob(z)[0]))
+        return _PRIOR if reason else _NOWHERE, answer
+    rung, q, trial = record.best
     q = defended(q) if isinstance(q, Mixture) else q
-    report = certify(trial.ell, trial.log_q, resampled=True, doubts=["no rung passed."])
-    return rung, Answer(q, trial.z, trial.ell, trial.log_q, report)
+    report = certify(trial.ell[0], trial.log_q[0], resampled=True, doubts=["no rung passed."])
+    return rung, Answer(q, trial.z[0], trial.ell[0], trial.log_q[0], report)
 
 
-def _prior_like(target: Target) -> tuple[Tensor, Tensor, Tensor]:
-    like = {"dtype": torch.float64, "device": target.device}
+def _prior_like(target: Target) -> Mixture:
+    """N(0, I) for each of the target's potentials."""
     d = target.dim
-    return torch.zeros(1, 1, **like), torch.zeros(1, 1, d, **like), torch.eye(d, **like).expand(1, 1, d, d)
+    loc = torch.zeros(target.fits, 1, d, dtype=torch.float64, device=target.device)
+    return Mixture.of(torch.zeros_like(loc[..., 0]), loc, torch.eye(d).to(loc).expand(*loc.shape, d))
 
 
-def _merit(trial: Trial) -> float:
-    """Effective share, discounted where the weights' tail is too heavy to believe it."""
-    return trial.share * (1.0 if trial.khat < 0.7 else 0.3)
-
-
-def _rank(report: Report) -> tuple[int, float]:
-    order = {"failed": 0, "suspect": 1, "corrected": 2, "ok": 2}
-    return order[report.status], report.ess_fraction * (1.0 if report.khat < 0.7 else 0.3)
-
-
-def _why(report: Report) -> str:
-    numbers = f"had k-hat {report.khat:.2f} and an effective share of {report.ess_fraction:.2f}"
-    return numbers if report.status != "suspect" else f"{numbers} ({report.sentence.split('.')[0]})"
-
-
-def _log_z(trial: Trial) -> float:
-    return float(torch.logsumexp(trial.log_w, 0)) - math.log(len(trial.log_w))
+def _numbers(trial: Trial, i: int) -> str:
+    return f"k-hat {float(trial.khat[i]):.2f} and an effective share of {float(trial.share[i]):.2f}"

@@ -19,6 +19,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from visbi.fitting.rows import trues_first
+
 __all__ = [
     "Mixture",
     "defence",
@@ -33,7 +35,8 @@ __all__ = [
 _DEFENCE = ((2.5, 0.08), (6.0, 0.02))  # radii in spreads of the typical shell, and shares
 _POLYNOMIAL_DIMENSIONS = 16  # up to which log-densities are polynomials: one matrix product for all
 _STEEPEST = 1e9  # of a quadratic coefficient times a distance squared: its rounding is 1e-7 nats
-_AT_ONCE = 2**23  # numbers in one temporary
+_AT_ONCE = 2**18  # numbers in one temporary: more do not fit into a cache
+_FEW_COMPONENTS = 6
 _LEAST = 1e-8  # smallest variance of a neighbourhood, relative to that of all points
 _ALIKE = 0.5  # Bhattacharyya distance below which two components are one
 
@@ -81,14 +84,20 @@ class Mixture:
 
     @cached_property
     def _quadratic(self) -> tuple[Tensor, Tensor] | None:
-        """Coefficients (F, K, P) of every component's log-density as a polynomial about a centre (F, 1, d).
+        """Coefficients about the middle of the components, and that, (F, 1, d)."""
+        centre = self.loc.mean(1, keepdim=True)
+        coefficients = self.about(centre)
+        return None if coefficients is None else (coefficients, centre)
 
-        None where rounding would show: for components too narrow for where they are, or for many dimensions.
+    def about(self, centre: Tensor) -> Tensor | None:
+        """Coefficients (F, K, P) of every component's log-density as a polynomial in z - centre (F, 1, d).
+
+        They belong to the `_monomials`. None where rounding would show: for components too narrow for where
+        they are, or for many dimensions.
         """
         d = self.loc.shape[-1]
         if d > _POLYNOMIAL_DIMENSIONS:
             return None
-        centre = self.loc.mean(1, keepdim=True)
         m = self.loc - centre
         precision = self._inverse.mT @ self._inverse
         pull = (precision @ m[..., None])[..., 0]
@@ -99,26 +108,18 @@ class Mixture:
         twice = torch.where(i == j, 1.0, 2.0).to(m)
         constant = self._log_norm - 0.5 * (m * pull).sum(-1)
         square = -0.5 * twice * precision[..., i, j]
-        return torch.cat([constant[..., None], pull, square], -1), centre
+        # a component without weight has a constant of -inf, which times zero would be NaN elsewhere
+        return torch.cat([constant[..., None], pull, square], -1).nan_to_num(neginf=-1e300)
 
-    def by_component(self, z: Tensor, monomials: Tensor | None = None) -> Tensor:
-        """log of w_k N(z; m_k, S_k), (F, K, N), for z (F, N, d).
-
-        Args:
-            z: the points.
-            monomials: of z about this mixture's centre, if they are there already.
-        """
+    def by_component(self, z: Tensor) -> Tensor:
+        """log of w_k N(z; m_k, S_k), (F, K, N), for z (F, N, d)."""
         quadratic = self._quadratic
         if quadratic is not None:
             coefficients, centre = quadratic
-            # a component without weight has a constant of -inf, which times zero would be NaN elsewhere
-            safe = coefficients.nan_to_num(neginf=-1e300)
-            if monomials is not None:
-                return safe @ monomials.mT
-            step = max(1, _AT_ONCE // coefficients.shape[-1])
-            return torch.cat([safe @ _monomials(piece - centre).mT for piece in z.split(step, 1)], -1)
+            step = max(64, _AT_ONCE // (len(z) * coefficients.shape[-1]))
+            return torch.cat([coefficients @ _monomials(piece - centre).mT for piece in z.split(step, 1)], -1)
         shift = (self._inverse @ self.loc[..., None]).mT  # (F, K, 1, d)
-        step = max(1, _AT_ONCE // self.loc.numel())
+        step = max(64, _AT_ONCE // self.loc.numel())
         parts = []
         for piece in z.split(step, 1):
             u = piece[:, None] @ self._inverse.mT - shift
@@ -151,12 +152,13 @@ class Mixture:
         which = torch.searchsorted(edges, points).clamp_max(like.shape[1] - 1)
         which = which.gather(1, torch.rand_like(points).argsort(1))
         index = which + like.shape[1] * torch.arange(fits, device=like.device)[:, None]
-        u = torch.randn(fits, n, like.shape[-1], 1, dtype=like.dtype, device=like.device)
-        moved = (
-            (self.tril.flatten(0, 1)[index] @ u)[..., 0]
-            if like.shape[-1] <= 16
-            else _rows(self.tril, index, u)
-        )
+        u = torch.randn(fits, n, like.shape[-1], dtype=like.dtype, device=like.device)
+        if like.shape[1] <= _FEW_COMPONENTS:
+            moved = torch.zeros_like(u)
+            for k in range(like.shape[1]):
+                moved = torch.where((which == k)[..., None], u @ self.tril[:, k].mT, moved)
+        else:
+            moved = _rows(self.tril, index, u)
         return like.flatten(0, 1)[index] + moved
 
     def with_(self, other: "Mixture", share: float) -> "Mixture":
@@ -173,10 +175,31 @@ class Mixture:
         return Mixture(self.log_weights, self.loc, self.tril * math.sqrt(factor))
 
     def only(self, keep: Tensor) -> "Mixture":
-        """The components `keep` (K,) bool, or indices, of every mixture; weights are normalised again."""
-        return Mixture(
-            torch.log_softmax(self.log_weights[:, keep], -1), self.loc[:, keep], self.tril[:, keep]
-        )
+        """The components `keep`, (F, K) bool, at least one of each mixture; weights are normalised again.
+
+        A component that only some of the mixtures keep stays, without weight, in the others.
+        """
+        there = keep.any(0)
+        log_weights = torch.where(keep, self.log_weights, -torch.inf)[:, there]
+        return Mixture(torch.log_softmax(log_weights, -1), self.loc[:, there], self.tril[:, there])
+
+    def better(self, other: "Mixture", where: Tensor) -> "Mixture":
+        """These mixtures, and `other` for the fits `where`, (F,) bool."""
+        if bool(where.all()) or not bool(where.any()):
+            return other if bool(where.all()) else self
+        where = where[:, None]
+        mine = torch.where(where, -torch.inf, self.log_weights)
+        others = torch.where(where, other.log_weights, -torch.inf)
+        loc, tril = torch.cat([self.loc, other.loc], 1), torch.cat([self.tril, other.tril], 1)
+        both = Mixture(torch.cat([mine, others], 1), loc, tril)
+        order = trues_first(torch.isfinite(both.log_weights))
+        rows = torch.arange(len(loc), device=loc.device)[:, None]
+        front = Mixture(both.log_weights.gather(1, order), loc[rows, order], tril[rows, order])
+        return front.only(torch.isfinite(front.log_weights))
+
+    def of_fits(self, which: Tensor) -> "Mixture":
+        """The mixtures `which`, (F,) bool."""
+        return Mixture(self.log_weights[which], self.loc[which], self.tril[which])
 
 
 def defence(dim: int) -> tuple[tuple[float, float], ...]:
@@ -225,24 +248,73 @@ def expectation_maximisation(
     tensor([[0.75, 0.25]], dtype=torch.float64)
     """
     before = -math.inf
+    known = Moments.of(z, weights)
     for _ in range(max_iters):
-        joint = mixture.by_component(z)
-        total = torch.logsumexp(joint, 1, keepdim=True)
-        score = float((weights * total[:, 0]).sum(1).mean())
+        polynomial = None if known is None else mixture.about(known.centre)
+        if known is None or polynomial is None:
+            joint = mixture.by_component(z)
+        else:
+            joint = polynomial @ known.monomials.mT
+        top = joint.amax(1, keepdim=True)
+        share = joint.sub_(top).exp_()
+        total = share.sum(1, keepdim=True)
+        score = float((weights * (top + total.log())[:, 0]).sum(1).mean())
         if score - before < tol:
             break
         before = score
-        mixture = maximise(mixture, z, (joint - total).exp() * weights[:, None])
+        share.mul_(weights[:, None] / total)
+        mixture = maximise(mixture, z, share, None if polynomial is None else known)
     return mixture
 
 
-def maximise(mixture: Mixture, z: Tensor, share: Tensor) -> Mixture:
+@dataclass(frozen=True)
+class Moments:
+    """What the moments of shares of points follow from by one product.
+
+    Attributes:
+        centre: (F, 1, d). monomials: (F, N, P) of the points about it.
+    """
+
+    centre: Tensor
+    monomials: Tensor
+
+    @staticmethod
+    def of(z: Tensor, weights: Tensor) -> "Moments | None":
+        """Of points (F, N, d) about their mean; None in many dimensions."""
+        if z.shape[-1] > _POLYNOMIAL_DIMENSIONS:
+            return None
+        centre = (weights[..., None] * z).sum(1, keepdim=True)
+        return Moments(centre, _monomials(z - centre))
+
+    def mean_and_covariance(self, share: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
+        """(F, K, d) and (F, K, d, d) of shares (F, K, N) with sums (F, K, 1)."""
+        d = self.centre.shape[-1]
+        moments = share @ self.monomials / mass
+        mean, second = moments[..., 1 : d + 1], moments[..., d + 1 :]
+        i, j = torch.triu_indices(d, d, device=mean.device)
+        square = mean.new_empty(*mean.shape, d)
+        square[..., i, j] = square[..., j, i] = second
+        return self.centre + mean, square - mean[..., None] * mean[..., None, :]
+
+
+def _mean_and_covariance(z: Tensor, share: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
+    """The same from the points themselves, where rounding would show or dimensions are many."""
+    loc = share @ z / mass
+    cov = loc.new_empty(*loc.shape, loc.shape[-1])
+    for k in range(share.shape[1]):
+        gap = z - loc[:, k, None]
+        cov[:, k] = (share[:, k, :, None] * gap).mT @ gap / mass[:, k, :, None]
+    return loc, cov
+
+
+def maximise(mixture: Mixture, z: Tensor, share: Tensor, known: Moments | None = None) -> Mixture:
     """One M step from responsibilities times weights.
 
     Args:
         mixture: what a component that is left without points keeps, with weight zero; all of it where no
             component has any.
         z: (F, N, d). share: (F, K, N), adding up to the points' weights over K.
+        known: what moments of z follow from, if it is there already.
 
     Returns:
         The mixture with the moments of each component's share, shrunk as the module says.
@@ -252,11 +324,9 @@ def maximise(mixture: Mixture, z: Tensor, share: Tensor) -> Mixture:
     points = mass.square() / share.square().sum(-1).clamp_min(1e-300)
     alive = (points > d + 1.5) & (mass > 1e-6)
     safe = mass.clamp_min(1e-300)[..., None]
-    loc = share @ z / safe
-    cov = torch.empty_like(mixture.tril)
-    for k in range(share.shape[1]):
-        gap = z - loc[:, k, None]
-        cov[:, k] = (share[:, k, :, None] * gap).mT @ gap / safe[:, k, :, None]
+    loc, cov = (
+        _mean_and_covariance(z, share, safe) if known is None else known.mean_and_covariance(share, safe)
+    )
     n = points[..., None, None].clamp_min(d + 2.0)
     own = torch.diag_embed(cov.diagonal(dim1=-2, dim2=-1).clamp_min(1e-300))
     cov = (1 + (d + 1) / n) * (n * cov + (d + 2) * own) / (n + d + 2)
@@ -272,107 +342,132 @@ def maximise(mixture: Mixture, z: Tensor, share: Tensor) -> Mixture:
 
 
 def merged(mixture: Mixture, score: Tensor, most: int) -> Mixture:
-    """At most `most` unlike components of one mixture, best `score` (K,) first, with equal weights.
+    """At most `most` unlike components of each mixture, best `score` first, with equal weights.
 
     Two are alike if their Bhattacharyya distance is below `_ALIKE`:
     (m - n)' [(S + T) / 2]^-1 (m - n) / 8 + log(|(S + T) / 2| / sqrt(|S| |T|)) / 2.
 
     Args:
-        mixture: F = 1, K components. score: (K,). most: at least 1.
+        mixture: F mixtures of K components; those without weight are left out.
+        score: (F, K). most: at least 1.
 
     >>> loc = torch.tensor([[[0.0], [0.1], [9.0]]], dtype=torch.float64)
     >>> q = Mixture.of(torch.zeros(1, 3).double(), loc, torch.ones(1, 3, 1, 1).double())
-    >>> merged(q, torch.tensor([1.0, 2.0, 3.0]), 5).loc.flatten().tolist()
+    >>> merged(q, torch.tensor([[1.0, 2.0, 3.0]]), 5).loc.flatten().tolist()
     [9.0, 0.1]
     """
-    loc, cov = mixture.loc[0], mixture.cov[0]
-    log_det = 2 * mixture.tril[0].diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    kept: list[int] = []
-    for k in score.argsort(descending=True).tolist():
-        if len(kept) == most:
-            break
-        if kept:
-            both = _cholesky(0.5 * (cov[kept] + cov[k]))
-            gap = torch.linalg.solve_triangular(both, (loc[kept] - loc[k])[..., None], upper=False)
-            middle = 2 * both.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-            distance = gap[..., 0].square().sum(-1) / 8 + 0.5 * (middle - 0.5 * (log_det[kept] + log_det[k]))
-            if float(distance.min()) < _ALIKE:
-                continue
-        kept.append(k)
-    chosen = torch.tensor(kept, device=loc.device)
+    alive = torch.isfinite(mixture.log_weights)
+    order = torch.where(alive, score, -torch.inf).argsort(1, descending=True)
+    distance = _bhattacharyya(mixture)
+    kept = torch.zeros_like(alive)
+    fit = torch.arange(len(order), device=order.device)
+    for k in order.T:
+        alike = ((distance[fit, k] < _ALIKE) & kept).any(1)
+        kept[fit, k] = alive[fit, k] & ~alike & (kept.sum(1) < most)
+    front = trues_first(kept.gather(1, order))
+    chosen = order.gather(1, front)[:, : int(kept.sum(1).max())]
+    log_weights = torch.where(kept.gather(1, chosen), 0.0, -torch.inf).to(mixture.log_weights)
     return Mixture(
-        torch.full((1, len(kept)), -math.log(len(kept)), dtype=loc.dtype, device=loc.device),
-        mixture.loc[:, chosen],
-        mixture.tril[:, chosen],
+        torch.log_softmax(log_weights, -1),
+        mixture.loc[fit[:, None], chosen],
+        mixture.tril[fit[:, None], chosen],
     )
 
 
+def _bhattacharyya(mixture: Mixture) -> Tensor:
+    """(F, K, K) distances between the components of each mixture."""
+    cov = mixture.cov
+    log_det = 2 * mixture.tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    both = _cholesky(0.5 * (cov[:, :, None] + cov[:, None]))
+    gap = mixture.loc[:, :, None] - mixture.loc[:, None]
+    between = torch.linalg.solve_triangular(both, gap[..., None], upper=False)[..., 0].square().sum(-1)
+    middle = 2 * both.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return between / 8 + 0.5 * (middle - 0.5 * (log_det[:, :, None] + log_det[:, None]))
+
+
 def spread_out(z: Tensor, weights: Tensor, n: int) -> Tensor:
-    """Indices of n of the points z (N, d), spread out.
+    """Indices (F, n) of points z (F, N, d), spread out.
 
     Each is drawn by its weight times the squared distance to the nearest one drawn before, in units of the
-    points' own covariance (k-means++; Arthur, Vassilvitskii 2007).
+    points' own covariance (k-means++; Arthur, Vassilvitskii 2007). Where no other point of positive weight
+    lies apart from those drawn, some come twice.
 
     Args:
-        z: (N, d). weights: (N,), adding up to one.
-        n: how many; fewer come back where no other point of positive weight lies apart from those drawn.
+        z: (F, N, d). weights: (F, N), adding up to one.
+        n: how many of each fit.
 
-    >>> z = torch.tensor([[0.0], [0.0], [5.0]], dtype=torch.float64)
-    >>> sorted(z[spread_out(z, torch.full((3,), 1 / 3).double(), 3), 0].tolist())
+    >>> z = torch.tensor([[[0.0], [0.0], [5.0]]], dtype=torch.float64)
+    >>> sorted(z[0, spread_out(z, torch.full((1, 3), 1 / 3).double(), 2)[0], 0].tolist())
     [0.0, 5.0]
     """
-    centre = z - (weights[:, None] * z).sum(0)
-    cov = (weights[:, None] * centre).mT @ centre
+    centre = z - (weights[..., None] * z).sum(1, keepdim=True)
+    cov = (weights[..., None] * centre).mT @ centre
     y = torch.linalg.solve_triangular(_cholesky(cov), centre.mT, upper=False).mT
-    chosen = [int(torch.multinomial(weights, 1))]
-    nearest = (y - y[chosen[0]]).square().sum(-1)
+    fit = torch.arange(len(z), device=z.device)
+    chosen = [torch.multinomial(weights, 1)[:, 0]]
+    nearest = (y - y[fit, chosen[0]][:, None]).square().sum(-1)
     for _ in range(n - 1):
         chance = weights * nearest
-        if not float(chance.sum()) > 0:
-            break
-        chosen.append(int(torch.multinomial(chance, 1)))
-        nearest = torch.minimum(nearest, (y - y[chosen[-1]]).square().sum(-1))
-    return torch.tensor(chosen, device=z.device)
+        apart = chance.sum(1, keepdim=True) > 0
+        chosen.append(torch.multinomial(torch.where(apart, chance, weights), 1)[:, 0])
+        nearest = torch.minimum(nearest, (y - y[fit, chosen[-1]][:, None]).square().sum(-1))
+    return torch.stack(chosen, 1)
 
 
-def local_covariances(z: Tensor, centres: Tensor, neighbours: int) -> Tensor:
-    """Covariance of each centre's nearest `neighbours` among points z (N, d): (C, d, d), for centres (C, d).
+def local_covariances(
+    z: Tensor, centres: Tensor, neighbours: int | Tensor, weights: Tensor | None = None
+) -> Tensor:
+    """Covariance of each centre's nearest points of its fit: (F, C, d, d).
 
     Nearness is judged in units of the points' own covariance first, then once more in units of the
     covariances so found: a narrow ridge gets narrow neighbourhoods.
 
     Args:
-        z: (N, d), N >= 2. centres: (C, d).
-        neighbours: how many; all of the points where there are fewer.
+        z: (F, N, d), N >= 2. centres: (F, C, d).
+        neighbours: how many, or how many of each fit (F,); all of the points where there are fewer.
+        weights: (F, N); points without weight do not count. None: all count.
 
-    >>> local_covariances(torch.randn(50, 2).double(), torch.zeros(3, 2).double(), 20).shape
-    torch.Size([3, 2, 2])
+    >>> local_covariances(torch.randn(1, 50, 2).double(), torch.zeros(1, 3, 2).double(), 20).shape
+    torch.Size([1, 3, 2, 2])
     """
-    d = z.shape[1]
-    neighbours = min(neighbours, len(z))
-    tril = _cholesky(torch.cov(z.mT).reshape(d, d)).expand(len(centres), d, d)
+    n, d = z.shape[1:]
+    counts = torch.ones(z.shape[:2], dtype=torch.bool, device=z.device) if weights is None else weights > 0
+    wanted = torch.minimum(torch.as_tensor(neighbours, device=z.device).expand(len(z)), counts.sum(1))
+    rank = torch.arange(int(wanted.max()), device=z.device)
+    there = (rank < wanted[:, None]).to(z)[:, None, :, None]  # (F, 1, neighbours, 1)
+    share = counts.to(z) / counts.sum(1, keepdim=True)
+    centred = z - (share[..., None] * z).sum(1, keepdim=True)
+    cov = (share[..., None] * centred).mT @ centred * (n / max(n - 1, 1))
+    tril = _cholesky(cov)[:, None].expand(-1, centres.shape[1], d, d)
+    least = _LEAST * cov.diagonal(dim1=-2, dim2=-1)[:, None]  # where points lie on top of each other
+    size = wanted.to(z)[:, None, None, None]
     cov = tril @ tril.mT
-    least = _LEAST * cov.diagonal(dim1=-2, dim2=-1)  # where points lie on top of each other
     for _ in range(2):
-        gap = z - centres[:, None]  # (C, N, d)
+        gap = z[:, None] - centres[:, :, None]  # (F, C, N, d)
         y = torch.linalg.solve_triangular(tril, gap.mT, upper=False)
-        near = y.square().sum(1).topk(neighbours, largest=False).indices
-        points = torch.gather(gap, 1, near[..., None].expand(-1, -1, d))
-        points = points - points.mean(1, keepdim=True)
-        local = points.mT @ points / max(neighbours - 1, 1)
+        distance = torch.where(counts[:, None], y.square().sum(2), torch.inf)
+        near = distance.topk(len(rank), largest=False).indices
+        points = torch.gather(gap, 2, near[..., None].expand(-1, -1, -1, d))
+        points = there * (points - (there * points).sum(2, keepdim=True) / size)
+        local = points.mT @ points / (size - 1).clamp_min(1)
         own = torch.diag_embed(local.diagonal(dim1=-2, dim2=-1) + least)
-        cov = (neighbours * local + (d + 2) * own) / (neighbours + d + 2)
+        cov = (size * local + (d + 2) * own) / (size + d + 2)
         tril = _cholesky(cov)
     return cov
 
 
 def _rows(tril: Tensor, index: Tensor, u: Tensor) -> Tensor:
-    """L[index] u without a copy of L for every draw, for many dimensions."""
-    flat, out = tril.flatten(0, 1), torch.zeros_like(u[..., 0])
-    for k in index.unique().tolist():
-        rows = index == k
-        out[rows] = u[..., 0][rows] @ flat[k].mT
-    return out
+    """L[index] u (F, n, d) without a copy of L for every draw at once."""
+    flat = tril.flatten(0, 1)
+    if tril.shape[-1] > _POLYNOMIAL_DIMENSIONS:
+        out = torch.zeros_like(u)
+        for k in index.unique().tolist():
+            rows = index == k
+            out[rows] = u[rows] @ flat[k].mT
+        return out
+    step = max(64, _AT_ONCE // (len(u) * tril[0, 0].numel()))
+    pairs = zip(index.split(step, 1), u.split(step, 1), strict=True)
+    return torch.cat([(flat[i] @ each[..., None])[..., 0] for i, each in pairs], 1)
 
 
 def _cholesky(cov: Tensor) -> Tensor:

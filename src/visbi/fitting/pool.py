@@ -10,55 +10,90 @@ and a bad early proposal does no harm.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from visbi.certificate.weights import effective_sample_size, pareto_smooth, resample
+from visbi.certificate.rows import cleaned, effective_sample_size, pareto_smooth
+from visbi.certificate.weights import resample
 from visbi.fitting.target import Target, is_usable
 
 __all__ = ["Pool", "Proposal", "Trial", "thinned"]
 
+_BELIEVED, _DISCOUNT = 0.7, 0.3  # k-hat up to which a share is believed, and what it counts beyond
+
 
 class Proposal(Protocol):
-    """Something that can be drawn from and evaluated; `fitting.mixture.Mixture` is one (F = 1)."""
+    """F distributions that can be drawn from and evaluated; `fitting.mixture.Mixture` is one."""
 
     def sample(self, n: int) -> Tensor:
-        """(1, n, d)."""
+        """(F, n, d)."""
         ...
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """(1, N) for z (1, N, d)."""
+        """(F, N) for z (F, N, d)."""
+        ...
+
+    def of_fits(self, which: Tensor) -> "Proposal":
+        """Those `which`, (F,) bool."""
         ...
 
 
 @dataclass(frozen=True)
 class Trial:
-    """How fresh draws of a proposal weigh.
+    """How fresh draws of F proposals weigh.
 
     Attributes:
-        z: (n, d). ell, log_q: (n,); ell is -inf where the potential is not finite.
-        share: their effective sample size as a share of n.
-        khat: Pareto shape of their weights.
+        z: (F, n, d). ell, log_q: (F, n); ell is -inf where the potential is not finite.
+        share: (F,) their effective sample size as a share of n.
+        khat: (F,) Pareto shape of their weights.
     """
 
     z: Tensor
     ell: Tensor
     log_q: Tensor
-    share: float
-    khat: float
+    share: Tensor
+    khat: Tensor
 
     @property
     def log_w(self) -> Tensor:
-        """(n,)."""
+        """(F, n)."""
         return self.ell - self.log_q
+
+    @property
+    def log_z(self) -> Tensor:
+        """(F,) the log-evidence by these draws alone."""
+        return torch.logsumexp(self.log_w, 1) - math.log(self.ell.shape[1])
+
+    @property
+    def merit(self) -> Tensor:
+        """(F,) effective share, discounted where the weights' tail is too heavy to believe it."""
+        return self.share * torch.where(self.khat < _BELIEVED, 1.0, _DISCOUNT)
+
+    def of_fits(self, which: Tensor) -> "Trial":
+        """Those of the fits `which`, (F,) bool."""
+        return Trial(self.z[which], self.ell[which], self.log_q[which], self.share[which], self.khat[which])
+
+    def first(self, n: int) -> "Trial":
+        """The first n draws, with what all of them say."""
+        return replace(self, z=self.z[:, :n], ell=self.ell[:, :n], log_q=self.log_q[:, :n])
+
+    def better(self, other: "Trial", where: Tensor) -> "Trial":
+        """This one, and `other` for the fits `where`, (F,) bool."""
+        pairs = zip(
+            (self.z, self.ell, self.log_q, self.share, self.khat),
+            (other.z, other.ell, other.log_q, other.share, other.khat),
+            strict=True,
+        )
+        return Trial(*(torch.where(where[(...,) + (None,) * (a.ndim - 1)], b, a) for a, b in pairs))
 
 
 @dataclass
 class Pool:
-    """Points, their potential, and the proposals they came from.
+    """Points, their potential, and the proposals they came from, for F fits.
 
     Each proposal's density at the others' points is found only when weights of all points are asked for.
 
@@ -74,7 +109,7 @@ class Pool:
     >>> loc, cov = torch.zeros(1, 1, 2).double(), torch.eye(2).double()[None, None]
     >>> trial = pool.draw(Mixture.of(torch.zeros(1, 1).double(), loc, cov), 100)
     >>> trial.share, pool.log_w().mean()
-    (1.0, tensor(3., dtype=torch.float64))
+    (tensor([1.], dtype=torch.float64), tensor(3., dtype=torch.float64))
     """
 
     target: Target
@@ -88,41 +123,50 @@ class Pool:
             BudgetReached: the target's budget has less than n evaluations left.
         """
         z = q.sample(n)
-        ell, log_q = self.target.value(z)[0], q.log_prob(z)[0]
+        ell, log_q = self.target.value(z), q.log_prob(z)
         ell = torch.where(is_usable(ell), ell, -torch.inf)
         log_w = ell - log_q
-        trial = Trial(z[0], ell, log_q, effective_sample_size(log_w) / n, pareto_smooth(log_w)[1])
+        weights = cleaned(log_w)
+        trial = Trial(z, ell, log_q, effective_sample_size(weights) / n, pareto_smooth(weights)[1])
         number = len(self.proposals)
         self.proposals.append((q, trial))
         self._known[number, number] = log_q
         return trial
 
+    def of_fits(self, which: Tensor) -> "Pool":
+        """The pool of the fits `which`, (F,) bool; what is drawn from it later is not in this one."""
+        return Pool(
+            self.target.only(which),
+            [(q.of_fits(which), trial.of_fits(which)) for q, trial in self.proposals],
+            {key: log_q[which] for key, log_q in self._known.items()},
+        )
+
     @property
     def z(self) -> Tensor:
-        """(N, d), all points, in the order in which they were drawn."""
-        return torch.cat([trial.z for _, trial in self.proposals])
+        """(F, N, d), all points, in the order in which they were drawn."""
+        return torch.cat([trial.z for _, trial in self.proposals], 1)
 
     def log_w(self) -> Tensor:
-        """(N,) log-weights of all points; their mean is the evidence."""
-        total = sum(len(trial.z) for _, trial in self.proposals)
+        """(F, N) log-weights of all points; their mean is the evidence."""
+        total = sum(trial.z.shape[1] for _, trial in self.proposals)
         parts = []
         for block, (_, trial) in enumerate(self.proposals):
             each = [
-                self._log_q(number, block) + math.log(len(other.z) / total)
+                self._log_q(number, block) + math.log(other.z.shape[1] / total)
                 for number, (_, other) in enumerate(self.proposals)
             ]
             parts.append(trial.ell - torch.logsumexp(torch.stack(each), 0))
-        return torch.cat(parts)
+        return torch.cat(parts, 1)
 
     def _log_q(self, number: int, block: int) -> Tensor:
         """Log-density of one proposal at the points of another."""
         if (number, block) not in self._known:
             q, z = self.proposals[number][0], self.proposals[block][1].z
-            self._known[number, block] = q.log_prob(z[None])[0]
+            self._known[number, block] = q.log_prob(z)
         return self._known[number, block]
 
     def points(self, most: int) -> tuple[Tensor, Tensor]:
-        """At most `most` unlike points (M, d) and weights (M,) that stand for the posterior.
+        """At most `most` unlike points of each fit (F, M, d) and weights (F, M) that stand for the posterior.
 
         Where there are more, they are thinned systematically: no point is there twice, so none leaks. All
         weigh alike where none has a finite potential.
@@ -131,6 +175,16 @@ class Pool:
 
 
 def thinned(z: Tensor, log_w: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """At most `most` unlike ones (M, d) of points z (N, d), by their smoothed weights; and weights (M,)."""
-    chosen, counts = resample(pareto_smooth(log_w)[0], most).unique(return_counts=True)
-    return z[chosen], counts.double() / most
+    """Unlike ones of points z (F, N, d), by their smoothed weights, at most `most` of each fit.
+
+    Returns:
+        (F, M, d) and weights (F, M) that add up to one; a fit with fewer points than another has some of
+        weight zero.
+    """
+    chosen, counts = [], []
+    for row in pareto_smooth(cleaned(log_w))[0]:
+        index, count = resample(row, most).unique(return_counts=True)
+        chosen.append(index)
+        counts.append(count.double() / most)
+    index, weights = pad_sequence(chosen, batch_first=True), pad_sequence(counts, batch_first=True)
+    return z.gather(1, index[..., None].expand(-1, -1, z.shape[-1])), weights

@@ -23,11 +23,11 @@ _FORESEEN = 1e-2
 
 
 def useful_gradient(target: Target, z: Tensor, resolution: float = 1e-6) -> bool:
-    """Whether the gradient of ell can be used, judged at points z (n, d).
+    """Whether the gradient of ell can be used, judged at points z (F, n, d) of all its potentials.
 
     Args:
         target: the target.
-        z: (n, d) points at which ell is finite.
+        z: (F, n, d) points at which ell is finite.
         resolution: relative rounding of the potential's values.
 
     Raises:
@@ -36,7 +36,7 @@ def useful_gradient(target: Target, z: Tensor, resolution: float = 1e-6) -> bool
     >>> from torch.distributions import Independent, Normal
     >>> from visbi.priors import coordinates
     >>> prior = Independent(Normal(torch.zeros(2).double(), 1.0), 1)
-    >>> z = torch.randn(32, 2, dtype=torch.float64)
+    >>> z = torch.randn(1, 32, 2, dtype=torch.float64)
     >>> def smooth(theta):
     ...     return prior.log_prob(theta) - 9 * theta.square().sum(-1)
     >>> def in_steps(theta):
@@ -47,13 +47,18 @@ def useful_gradient(target: Target, z: Tensor, resolution: float = 1e-6) -> bool
     direction = torch.randn_like(z)
     direction = direction / direction.norm(dim=-1, keepdim=True)
     lengths = torch.tensor(_LENGTHS, dtype=z.dtype, device=z.device)[:, None, None]
-    ends = torch.stack([z - 0.5 * lengths * direction, z + 0.5 * lengths * direction])  # (2, lengths, n, d)
+    z, direction = z[:, None], direction[:, None]
+    ends = torch.stack(
+        [z - 0.5 * lengths * direction, z + 0.5 * lengths * direction], 1
+    )  # (F, 2, lengths, n, d)
     try:
         ell, gradient = target.value_and_gradient(ends)
     except RuntimeError as error:
         if "grad" in str(error):
             return False
         raise
+    ends, gradient = (each.movedim(0, 2).flatten(2, 3) for each in (ends, gradient))  # all fits' points
+    ell, direction = ell.movedim(0, 2).flatten(2, 3), direction.flatten(0, 2)
     value = ell - log_standard_normal(ends)
     change = value[1] - value[0]
     foreseen = ((gradient + ends).mean(0) * lengths * direction).sum(-1)

@@ -11,7 +11,6 @@ components where points weigh much more than the mixture says; a refit is kept i
 fresh draws of it is larger.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -29,24 +28,36 @@ from visbi.fitting.mixture import (
     spread_out,
 )
 from visbi.fitting.pool import Pool, Proposal, Trial, thinned
+from visbi.fitting.rows import leading, picked
 from visbi.fitting.target import Target
 
 __all__ = ["Blend", "around", "from_particles", "matched", "patch", "refined"]
 
+TRIAL = 4096
+"""Draws that say how good a proposal is, where nothing else is asked for."""
+POINTS = 4096
+"""Most weighted points that EM runs on, likewise."""
 _COMPONENTS = 24
 _MOST_COMPONENTS = 64
 _NEW = 12  # components that a refit may add
-_POINTS = 4096  # that EM runs on
-_TRIAL = 4096
 _PATCH = 0.7  # nats by which q is low where a patch starts
 _LEAST_PATCH = 0.02
+_ENOUGH = 0.9  # effective share that no refit need improve
 _HOPELESS = 14.0  # nats of local evidence below the best beyond which a matched Gaussian is dropped
 
 
-def matched(target: Target, starts: Tensor, cov: Tensor) -> Mixture:
-    """A mixture of the unlike Gaussians matched from starts (K, d) with covariances (K, d, d).
+def matched(
+    target: Target, starts: Tensor, cov: Tensor, *, batch: int | None = None, max_iters: int = 10
+) -> Mixture:
+    """Mixtures of the unlike Gaussians matched from starts (F, K, d) with covariances (F, K, d, d).
 
-    At most `_COMPONENTS`, of equal weights; what ends far below the best is dropped.
+    At most `_COMPONENTS` each, of equal weights; what ends far below the best is dropped.
+
+    Args:
+        target: of F potentials.
+        starts, cov: what is matched from.
+        batch: draws of an iteration; None is max(2 d, 32).
+        max_iters: most iterations.
 
     Raises:
         BudgetReached: the target's budget is used up.
@@ -58,30 +69,41 @@ def matched(target: Target, starts: Tensor, cov: Tensor) -> Mixture:
     >>> def log_p(theta):
     ...     each = [-50 * (theta - side * centre).square().sum(-1) for side in (1, -1)]
     ...     return torch.logaddexp(*each)
-    >>> starts = torch.stack([0.9 * centre, -0.9 * centre, 1.1 * centre])
-    >>> cov = 0.01 * torch.eye(2).double().expand(3, 2, 2)
+    >>> starts = torch.stack([0.9 * centre, -0.9 * centre, 1.1 * centre])[None]
+    >>> cov = 0.01 * torch.eye(2).double().expand(1, 3, 2, 2)
     >>> found = matched(Target(log_p, coordinates(prior)), starts, cov)
     >>> sorted(found.loc[0, :, 0].tolist())
     [-2.0, 2.0]
     """
-    match = match_gaussian(target, starts, cov, batch=max(2 * target.dim, 32), max_iters=10)
-    good = torch.isfinite(match.elbo) & (match.elbo > match.elbo.max() - _HOPELESS)
-    found = Mixture.of(torch.zeros_like(match.elbo)[None], match.loc[None], match.cov[None]).only(good)
-    return merged(found, match.elbo[good], _COMPONENTS)
+    fits, k, d = starts.shape
+    batch = max(2 * d, 32) if batch is None else batch
+    match = match_gaussian(target, starts.flatten(0, 1), cov.flatten(0, 1), batch=batch, max_iters=max_iters)
+    elbo = match.elbo.reshape(fits, k).nan_to_num(-torch.inf, -torch.inf, -torch.inf)
+    best = elbo.amax(1, keepdim=True)
+    good = (elbo > best - _HOPELESS) | ~torch.isfinite(best)
+    found = Mixture.of(
+        torch.zeros_like(elbo), match.loc.reshape(fits, k, d), match.cov.reshape(fits, k, d, d)
+    )
+    return merged(found.only(good), elbo[:, good.any(0)], _COMPONENTS)
 
 
-def around(z: Tensor) -> Mixture:
-    """A mixture that covers points z (N, d), N >= 2: EM from local covariances that reach all of them."""
-    even = torch.full((len(z),), 1.0 / len(z)).to(z)
-    centres = z[spread_out(z, even, min(_NEW, len(z)))]
-    cov = local_covariances(z, centres, max(2 * z.shape[1], 20, len(z) // len(centres)))
-    start = Mixture.of(torch.zeros(1, len(centres)).to(z), centres[None], cov[None])
-    fitted = expectation_maximisation(start, z[None], even[None])
-    return fitted.only(torch.isfinite(fitted.log_weights[0]))
+def around(z: Tensor, weights: Tensor | None = None) -> Mixture:
+    """Mixtures that cover points z (F, N, d): EM from local covariances that reach all of them.
+
+    Args:
+        z: (F, N, d), N >= 2.
+        weights: (F, N), zero or not: points without weight do not count. None: all count.
+    """
+    counts = torch.ones(z.shape[:2], dtype=torch.bool, device=z.device) if weights is None else weights > 0
+    even = counts.to(z) / counts.sum(1, keepdim=True)
+    n = min(_NEW, z.shape[1])
+    centres = picked(z, spread_out(z, even, n))
+    near = (counts.sum(1) // n).clamp_min(max(2 * z.shape[-1], 20))
+    return _fitted(z, even, centres, local_covariances(z, centres, near, even))
 
 
-def from_particles(seen: Exploration) -> Mixture:
-    """EM on all that the explorer saw (F = 1), weighted, from local covariances.
+def from_particles(seen: Exploration, most: int = POINTS) -> Mixture:
+    """EM on all that the explorer saw, weighted, at most `most` points of it, from local covariances.
 
     >>> from torch.distributions import Independent, Normal
     >>> from visbi.priors import coordinates
@@ -91,34 +113,45 @@ def from_particles(seen: Exploration) -> Mixture:
     >>> from_particles(seen).sample(10).shape
     torch.Size([1, 10, 2])
     """
-    every, log_w = seen.weighted()
-    z, weights = thinned(every[0], log_w[0], _POINTS)
-    d = z.shape[1]
-    most = max(1, min(_COMPONENTS, int(len(z) / (3 * d + 10))))
-    centres = spread_out(z, weights, most)
-    cov = local_covariances(z, z[centres], max(4 * d, 40))
-    start = Mixture.of(torch.zeros(1, len(centres)).to(z), z[centres][None], cov[None])
-    return expectation_maximisation(start, z[None], weights[None])
+    z, weights = thinned(*seen.weighted(), most)
+    d = z.shape[-1]
+    room = ((weights > 0).sum(1) // (3 * d + 10)).clamp(1, _COMPONENTS)
+    centres = picked(z, spread_out(z, weights, int(room.max())))
+    return _fitted(z, weights, centres, local_covariances(z, centres, max(4 * d, 40), weights), room)
+
+
+def _fitted(z: Tensor, weights: Tensor, centres: Tensor, cov: Tensor, room: Tensor | None = None) -> Mixture:
+    """EM from Gaussians at centres (F, C, d), of each fit the first `room` (F,)."""
+    start = Mixture.of(torch.zeros(centres.shape[:2]).to(z), centres, cov)
+    start = start if room is None else start.only(leading(room, centres.shape[1]))
+    fitted = expectation_maximisation(start, z, weights)
+    return fitted.only(torch.isfinite(fitted.log_weights))
 
 
 @dataclass(frozen=True)
 class Blend:
-    """A proposal of which a share is given to a mixture."""
+    """Proposals of which a share (F,) is given to a mixture."""
 
     main: Proposal
     rest: Mixture
-    share: float
+    share: Tensor
 
     def sample(self, n: int) -> Tensor:
-        """(1, n, d)."""
-        k = round(self.share * n)
-        z = torch.cat([self.main.sample(n - k), self.rest.sample(k)], 1)
-        return z[:, torch.randperm(n, device=z.device)]
+        """(F, n, d), in random order; the share is rounded up or down."""
+        given = torch.rand(len(self.share), n, device=self.share.device).argsort(1)
+        given = given < (self.share * n).round()[:, None]
+        return torch.where(given[..., None], self.rest.sample(n), self.main.sample(n))
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """(1, N)."""
-        main, rest = self.main.log_prob(z), self.rest.log_prob(z)
-        return torch.logaddexp(main + math.log1p(-self.share), rest + math.log(self.share))
+        """(F, N)."""
+        share = self.share[:, None]
+        return torch.logaddexp(
+            self.main.log_prob(z) + torch.log1p(-share), self.rest.log_prob(z) + share.log()
+        )
+
+    def of_fits(self, which: Tensor) -> "Blend":
+        """Those `which`, (F,) bool."""
+        return Blend(self.main.of_fits(which), self.rest.of_fits(which), self.share[which])
 
 
 def patch(pool: Pool, q: Proposal) -> Blend:
@@ -126,66 +159,79 @@ def patch(pool: Pool, q: Proposal) -> Blend:
 
     The share of q's mass that the mixture takes is at most a half.
     """
-    z, weights = pool.points(2 * _POINTS)
-    log_q = q.log_prob(z[None])
-    density = weights.log() - log_q[0]
-    low = weights * torch.sigmoid(density - _weighted_median(density, weights) - _PATCH)
-    centres = spread_out(z, low / low.sum(), _NEW)
-    cov = local_covariances(z, z[centres], max(4 * z.shape[1], 40))
-    rest = Mixture.of(torch.zeros(1, len(centres)).to(z), z[centres][None], cov[None])
-    share = 0.2
+    z, weights = pool.points(2 * POINTS)
+    log_q = q.log_prob(z)
+    centres = picked(z, spread_out(z, _where_low(weights, log_q, _PATCH), _NEW))
+    cov = local_covariances(z, centres, max(4 * z.shape[-1], 40), weights)
+    rest = Mixture.of(torch.zeros(centres.shape[:2]).to(z), centres, cov)
+    share = torch.full((len(z), 1), 0.2).to(z)
     for _ in range(10):
-        own = log_q + math.log1p(-share)
-        others = rest.by_component(z[None]) + math.log(share)
+        own = log_q + torch.log1p(-share)
+        others = rest.by_component(z) + share[..., None].log()
         total = torch.logaddexp(own, torch.logsumexp(others, 1))
-        part = (others - total[:, None]).exp() * weights
-        share = min(max(float(part.sum()), _LEAST_PATCH), 0.5)
-        rest = maximise(rest, z[None], part)
-    return Blend(q, defended(rest.only(torch.isfinite(rest.log_weights[0]))), share)
+        part = (others - total[:, None]).exp() * weights[:, None]
+        share = part.sum((1, 2))[:, None].clamp(_LEAST_PATCH, 0.5)
+        rest = maximise(rest, z, part)
+    return Blend(q, defended(rest.only(torch.isfinite(rest.log_weights))), share[:, 0])
 
 
-def refined(pool: Pool, q: Mixture, trial: Trial, *, rounds: int = 4) -> tuple[Mixture, Trial]:
-    """The best mixture after at most `rounds` refits, and the trial of it.
+def refined(
+    pool: Pool, q: Mixture, trial: Trial, *, rounds: int = 4, n: int = TRIAL, points: int = POINTS
+) -> tuple[Mixture, Trial]:
+    """The best mixtures after at most `rounds` refits, and the trial of them.
 
     Args:
         pool: all points so far; fresh draws of every refit, defended, are added.
-        q: the mixture to begin with. trial: of it.
-        rounds: most refits; fewer where the effective share is large or no longer grows.
+        q: the mixtures to begin with. trial: of them.
+        rounds: most refits; fewer where the effective share of every fit is large or no longer grows.
+        n: draws in a trial. points: most of them that EM runs on.
 
     Raises:
         BudgetReached: the target's budget is used up.
     """
-    best, current = (q, trial), q
+    best, best_trial, current = q, trial, q
+    over = torch.zeros_like(trial.share, dtype=torch.bool)
     for _ in range(rounds):
-        if best[1].share > 0.9:
+        over |= best_trial.share > _ENOUGH
+        if bool(over.all()):
             break
-        current = _refit(pool, current)
-        fresh = pool.draw(defended(current), _TRIAL)
-        better = fresh.share > 1.05 * best[1].share
-        if fresh.share > best[1].share:
-            best = current, fresh
-        if not better and fresh.share > 0.3:
-            break
-    return best
+        current = _refit(pool, current, points)
+        fresh = pool.draw(defended(current), n)
+        over |= (fresh.share <= 1.05 * best_trial.share) & (fresh.share > 0.3)
+        higher = fresh.share > best_trial.share
+        best, best_trial = best.better(current, higher), best_trial.better(fresh, higher)
+    return best, best_trial
 
 
-def _refit(pool: Pool, q: Mixture) -> Mixture:
-    z, weights = pool.points(_POINTS)
-    d = z.shape[1]
-    room = min(_NEW, _MOST_COMPONENTS - q.loc.shape[1], len(z) // (3 * d + 10))
-    if room > 0:
+def _refit(pool: Pool, q: Mixture, points: int) -> Mixture:
+    z, weights = pool.points(points)
+    d = z.shape[-1]
+    room = ((weights > 0).sum(1) // (3 * d + 10)).clamp(
+        0, max(0, min(_NEW, _MOST_COMPONENTS - q.loc.shape[1]))
+    )
+    if bool((room > 0).any()):
         # where the weighted points are denser than q
-        log_q = q.log_prob(z[None])[0]
-        density = weights.log() - log_q
-        excess = weights * torch.sigmoid(density - _weighted_median(density, weights))
-        centres = spread_out(z, excess / excess.sum(), room)
-        cov = local_covariances(z, z[centres], max(4 * d, 40))
-        new = Mixture.of(torch.zeros(1, len(centres)).to(z), z[centres][None], cov[None])
-        q = q.with_(new, 0.5)
-    fitted = expectation_maximisation(q, z[None], weights[None])
-    return fitted.only(torch.isfinite(fitted.log_weights[0]))
+        excess = _where_low(weights, q.log_prob(z), 0.0)
+        centres = picked(z, spread_out(z, excess, int(room.max())))
+        cov = local_covariances(z, centres, max(4 * d, 40), weights)
+        new = Mixture.of(torch.zeros(centres.shape[:2]).to(z), centres, cov)
+        both = q.with_(new, 0.5)
+        old = torch.isfinite(q.log_weights)
+        q = both.only(torch.cat([old, leading(room, centres.shape[1])], 1))
+    fitted = expectation_maximisation(q, z, weights)
+    return fitted.only(torch.isfinite(fitted.log_weights))
+
+
+def _where_low(weights: Tensor, log_q: Tensor, by: float) -> Tensor:
+    """Weights (F, N) of points where q is lower than they ask for by more than `by` nats, adding up to 1."""
+    density = torch.where(weights > 0, weights.log() - log_q, -torch.inf)
+    low = weights * torch.sigmoid(density - _weighted_median(density, weights) - by)
+    return low / low.sum(1, keepdim=True)
 
 
 def _weighted_median(values: Tensor, weights: Tensor) -> Tensor:
-    order = values.argsort()
-    return values[order[int(torch.searchsorted(weights[order].cumsum(0), 0.5).clamp_max(len(values) - 1))]]
+    """(F, 1)."""
+    order = values.argsort(1)
+    half = torch.full((len(values), 1), 0.5).to(values)
+    middle = torch.searchsorted(weights.gather(1, order).cumsum(1), half).clamp_max(values.shape[1] - 1)
+    return values.gather(1, order.gather(1, middle))

@@ -6,6 +6,9 @@ coordinates make the prior standard normal; tempering runs along it.
 A potential that is not finite becomes a large negative number with no gradient, and is counted.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -14,7 +17,7 @@ from visbi.families.base import log_standard_normal
 from visbi.fitting.budget import Budget
 from visbi.priors.transforms import Coordinates
 
-__all__ = ["Target", "is_usable", "log_standard_normal"]
+__all__ = ["ManyTargets", "Target", "is_usable", "log_standard_normal"]
 
 _FLOOR = -1e30
 _BATCH = 16_384
@@ -29,6 +32,27 @@ def is_usable(ell: Tensor) -> Tensor:
     return ell > 0.1 * _FLOOR
 
 
+@dataclass(frozen=True)
+class Tally:
+    """Evaluations of each of F potentials, (F,) counts.
+
+    Attributes:
+        values, gradients: without and with gradient.
+        nonfinite: how many of them were not finite, and
+        broken: how many of those were NaN or +inf, which no density is.
+    """
+
+    values: Tensor
+    gradients: Tensor
+    nonfinite: Tensor
+    broken: Tensor
+
+    @staticmethod
+    def of(fits: int) -> "Tally":
+        """Zeros."""
+        return Tally(*(torch.zeros(fits, dtype=torch.int64) for _ in range(4)))
+
+
 class Target:
     """ell and its gradient, in float64, for z of any leading shape.
 
@@ -39,53 +63,148 @@ class Target:
 
     Attributes:
         dim: d.
-        n_values, n_gradients: evaluations so far, without and with gradient.
-        n_nonfinite: how many of them were not finite, and
-        n_broken: how many of those were NaN or +inf, which no density is.
+        fits: how many potentials stand side by side: one. See `ManyTargets`.
+        tally: evaluations so far.
     """
 
     def __init__(self, log_p: LogDensity, coords: Coordinates, budget: Budget | None = None) -> None:
-        self._log_p, self._coords = log_p, coords
+        self._log_p = log_p
+        self._begin(coords, budget, 1)
+
+    def _begin(self, coords: Coordinates, budget: Budget | None, fits: int) -> None:
+        self._coords = coords
         self.budget = Budget() if budget is None else budget
-        self.dim = coords.dim_z
-        self.n_values = self.n_gradients = self.n_nonfinite = self.n_broken = 0
+        self.dim, self.fits = coords.dim_z, fits
+        self.tally = Tally.of(fits)
+        self._which = torch.arange(fits)
 
     @property
     def device(self) -> torch.device:
         """Where z is expected."""
         return self._coords.low.device  # type: ignore[return-value]
 
+    @property
+    def n_values(self) -> int:
+        """Evaluations without gradient, of all potentials."""
+        return int(self.tally.values.sum())
+
+    @property
+    def n_gradients(self) -> int:
+        """Evaluations with gradient."""
+        return int(self.tally.gradients.sum())
+
+    @property
+    def n_nonfinite(self) -> int:
+        """How many were not finite."""
+        return int(self.tally.nonfinite.sum())
+
+    @property
+    def n_broken(self) -> int:
+        """How many were NaN or +inf."""
+        return int(self.tally.broken.sum())
+
+    @property
+    def broken(self) -> Tensor:
+        """(F,) the same for each potential."""
+        return self.tally.broken[self._which]
+
+    def only(self, which: Tensor) -> "Target":
+        """The potentials `which`, (F,) bool; budget and tally are shared."""
+        assert bool(which.all())
+        return self
+
     def value(self, z: Tensor) -> Tensor:
         """ell(z), shape of z without its last axis."""
-        self.budget.spend(z.shape[:-1].numel())
+        rows = self._rows(z)
+        self.budget.spend(rows.shape[:-1].numel() // self.fits)
         with torch.no_grad():
-            parts = [self._evaluate(piece) for piece in z.reshape(-1, self.dim).split(_BATCH)]
-        self.n_values += z.shape[:-1].numel()
-        return self._clean(torch.cat(parts)).reshape(z.shape[:-1])
+            parts = [self._evaluate(piece) for piece in self._pieces(rows)]
+        self._count(self.tally.values, rows.shape[1])
+        return self._clean(torch.cat(parts, 1)).reshape(z.shape[:-1])
 
     def value_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """ell(z) and its gradient, of z's shape."""
-        self.budget.spend(z.shape[:-1].numel())
+        rows = self._rows(z)
+        self.budget.spend(rows.shape[:-1].numel() // self.fits)
         values, gradients = [], []
-        for piece in z.reshape(-1, self.dim).split(_BATCH):
+        for piece in self._pieces(rows):
             with torch.enable_grad():
                 leaf = piece.detach().requires_grad_()
                 ell = self._evaluate(leaf)
                 (gradient,) = torch.autograd.grad(ell.sum(), leaf)
             values.append(ell.detach())
             gradients.append(gradient)
-        self.n_gradients += z.shape[:-1].numel()
-        value, gradient = torch.cat(values), torch.cat(gradients)
-        usable = torch.isfinite(value)[:, None] & torch.isfinite(gradient).all(-1, keepdim=True)
+        self._count(self.tally.gradients, rows.shape[1])
+        value, gradient = torch.cat(values, 1), torch.cat(gradients, 1)
+        usable = torch.isfinite(value)[..., None] & torch.isfinite(gradient).all(-1, keepdim=True)
         gradient = torch.where(usable, gradient, torch.zeros_like(gradient))
         return self._clean(value).reshape(z.shape[:-1]), gradient.reshape(z.shape)
 
+    def _rows(self, z: Tensor) -> Tensor:
+        """z as (F, M, d): whatever stands first in z, the potentials are outermost."""
+        return z.reshape(self.fits, -1, self.dim)
+
+    def _pieces(self, rows: Tensor) -> tuple[Tensor, ...]:
+        return rows.split(max(1, _BATCH // self.fits), 1)
+
     def _evaluate(self, z: Tensor) -> Tensor:
-        theta, ladj = self._coords.to_theta(z)
-        return self._log_p(theta).double() + ladj
+        """ell (F, M) at z (F, M, d)."""
+        theta, ladj = self._coords.to_theta(z[0])
+        return (self._log_p(theta).double() + ladj)[None]
+
+    def _count(self, which: Tensor, n: int) -> None:
+        which[self._which] += n
 
     def _clean(self, value: Tensor) -> Tensor:
         finite = torch.isfinite(value)
-        self.n_nonfinite += int((~finite).sum())
-        self.n_broken += int((~finite & (value != -torch.inf)).sum())
+        self.tally.nonfinite[self._which] += (~finite).sum(1).cpu()
+        self.tally.broken[self._which] += (~finite & (value != -torch.inf)).sum(1).cpu()
         return torch.where(finite, value.clamp_min(_FLOOR), _FLOOR)
+
+
+class ManyTargets(Target):
+    """Potentials of F observations, evaluated together.
+
+    z has F, or a multiple of it, as its first axis: all that belongs to one potential stands together.
+
+    Args:
+        log_p: (theta (F', M, D), which (F',)) -> (F', M), the potentials `which` of all there are.
+        coords: the coordinates.
+        fits: F.
+        budget: of each potential: evaluations of all of them at once count once.
+
+    >>> from torch.distributions import Independent, Normal
+    >>> from visbi.priors import coordinates
+    >>> prior = Independent(Normal(torch.zeros(2).double(), 1.0), 1)
+    >>> x = torch.tensor([1.0, 2.0, 3.0])
+    >>> def log_p(theta, which):
+    ...     return -0.5 * x[which, None] * theta.square().sum(-1)
+    >>> targets = ManyTargets(log_p, coordinates(prior), 3)
+    >>> targets.value(torch.ones(3, 1, 2)).tolist()
+    [[-1.0], [-2.0], [-3.0]]
+    >>> targets.only(torch.tensor([False, True, True])).value(torch.ones(2, 1, 2)).tolist()
+    [[-2.0], [-3.0]]
+    >>> targets.tally.values.tolist()
+    [1, 2, 2]
+    """
+
+    def __init__(
+        self,
+        log_p: Callable[[Tensor, Tensor], Tensor],
+        coords: Coordinates,
+        fits: int,
+        budget: Budget | None = None,
+    ) -> None:
+        self._joint = log_p
+        self._begin(coords, budget, fits)
+
+    def only(self, which: Tensor) -> "ManyTargets":
+        """The potentials `which`, (F,) bool; budget and tally are shared."""
+        fewer = ManyTargets(self._joint, self._coords, int(which.sum()), self.budget)
+        fewer.tally, fewer._which = self.tally, self._which[which.cpu()]
+        return fewer
+
+    def _evaluate(self, z: Tensor) -> Tensor:
+        theta, ladj = self._coords.to_theta(z.flatten(0, 1))
+        theta = theta.reshape(*z.shape[:2], -1)
+        return self._joint(theta, self._which.to(theta.device)).double() + ladj.reshape(z.shape[:2])

@@ -1,0 +1,73 @@
+"""Draws of a fitted q with the weights that make them draws of the posterior: drawn, pooled, resampled.
+
+The weights are w = p / q. A fit keeps a pool of weighted draws for later calls; it grows where more corrected
+draws are asked for than it can give without giving the same one twice. How they are taken from it, and from
+which paper: `visbi.certificate.correction`.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from visbi.certificate.correction import WeightedDraws
+from visbi.certificate.weights import MIN_DRAWS
+from visbi.core.random import seeded
+from visbi.core.types import LogDensity
+from visbi.fitting.state import AmortizedFit, AutoFit, SingleFit
+
+__all__ = ["corrected", "in_pieces", "pool", "pool_for", "weighted_draws"]
+
+_POOL = 16_384  # draws that corrected ones are taken from, at least
+_BATCH = 16_384  # potentials are evaluated in pieces of this many theta
+
+
+def weighted_draws(fit: SingleFit | AutoFit | AmortizedFit, log_p: LogDensity, n: int) -> WeightedDraws:
+    """n fresh draws of q at the one observation that `fit` is looked at in.
+
+    Args:
+        fit: the fit.
+        log_p: the potential at that observation.
+        n: how many.
+    """
+    with torch.no_grad():
+        theta, log_q = fit.family.sample_and_log_prob(n)
+        return WeightedDraws(theta, in_pieces(log_p, theta).double(), log_q)
+
+
+def pool(fit: SingleFit | AutoFit, log_p: LogDensity, n: int = _POOL) -> WeightedDraws:
+    """At least n draws: those that `fit` keeps and, if they are too few, new ones after them."""
+    there = 0 if fit.draws is None else len(fit.draws.theta)
+    if fit.draws is not None and n <= there:
+        return fit.draws
+    more = weighted_draws(fit, log_p, max(n - there, MIN_DRAWS))
+    return more if fit.draws is None else fit.draws.with_(more)
+
+
+def pool_for(n: int, fit: SingleFit | AutoFit, log_p: LogDensity, seed: int) -> WeightedDraws:
+    """A pool that n corrected draws can be taken from.
+
+    A first one and what it grows by have a seed each, and so has `corrected`: equal seeds give equal draws,
+    whether or not the pool grows.
+    """
+    with seeded(seed):
+        draws = pool(fit, log_p)
+    with seeded(seed + 1):
+        while (needed := draws.needed(n)) > len(draws.theta):
+            draws = pool(replace(fit, draws=draws), log_p, needed)
+    return draws
+
+
+def corrected(draws: WeightedDraws, shape: torch.Size, seed: int) -> Tensor:
+    """Draws of the posterior, (*shape, D), from a pool; `seed` is that of `pool_for`.
+
+    Raises:
+        ValueError: no draw of the pool has a finite weight.
+    """
+    with seeded(seed + 2):
+        return draws.resampled(shape.numel()).reshape(*shape, draws.theta.shape[-1])
+
+
+def in_pieces(log_p: LogDensity, theta: Tensor) -> Tensor:
+    """log p, (N,), at theta (N, D), not all of them at once."""
+    return torch.cat([log_p(piece) for piece in theta.split(_BATCH)])

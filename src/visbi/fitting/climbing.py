@@ -1,0 +1,301 @@
+"""What a climb knows: of each of F posteriors that are fitted side by side, and of all of them together."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from visbi.certificate.report import Report, certify_many
+from visbi.certificate.rows import cleaned, pareto_smooth
+from visbi.certificate.weights import resample
+from visbi.fitting.budget import BudgetReached
+from visbi.fitting.explore import Exploration, drift
+from visbi.fitting.mixture import Mixture, defended
+from visbi.fitting.pool import Pool, Proposal, Trial
+from visbi.fitting.refine import POINTS, TRIAL, around
+from visbi.fitting.rows import picked
+from visbi.fitting.target import Target
+
+__all__ = ["ALONE", "SIDE_BY_SIDE", "Answer", "Effort", "Group", "Record"]
+
+LOW = math.log(20.0)  # nats by which q is much too low somewhere
+FEW = 5e-3  # share of the mass that may lie there
+_GOOD = ("ok", "corrected")
+_ACCUSERS = 2  # particles; a mode of a few percent may have lost all but so many of its own on the way
+_MISSING = 0.02  # share of the mass beyond which an answer is in doubt
+_FLOW_DIMENSIONS = 4
+_DRIFT = 5.0  # standard errors
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much a climb spends on its steps.
+
+    Attributes:
+        look: draws of the prior that are looked at first.
+        keep_look: whether they count among the points that mixtures are fitted to.
+        particles: of the explorer; `confirming` of them where a Gaussian already fits, and none where
+            the look's draws bear witness.
+        starts: from which Gaussians are matched, with
+        start_batch, start_iters: draws in each of so many iterations; None is `refine.matched`'s own number.
+        trial: draws that say how good a proposal is. points: that mixtures are fitted to.
+        draws: that a certificate rests on.
+        witnesses: draws of what accuses q.
+        drifters, drift_rounds: draws that are moved to see whether they stay where they are, and how often.
+    """
+
+    look: int = 4096
+    keep_look: bool = False
+    particles: int = 1024
+    confirming: int = 512
+    starts: int = 24
+    start_batch: int | None = None
+    start_iters: int = 10
+    trial: int = TRIAL
+    points: int = POINTS
+    draws: int = 16_384
+    witnesses: int = 2048
+    drifters: int = 512
+    drift_rounds: int = 5
+
+
+ALONE = Effort()
+"""Of a fit to one observation."""
+
+SIDE_BY_SIDE = Effort(
+    look=2048,
+    keep_look=True,
+    particles=256,
+    confirming=0,
+    starts=8,
+    start_batch=32,
+    start_iters=6,
+    trial=1024,
+    points=2048,
+    draws=8192,
+    witnesses=512,
+    drifters=128,
+    drift_rounds=3,
+)
+"""Of the first climb of many fits; those that it does not answer climb alone."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the ladder found.
+
+    Attributes:
+        q: in coordinates z.
+        z, ell, log_q: fresh draws of q (N, d), the target, -inf where it is not finite, and log q at them
+            (N,): what the certificate rests on.
+        report: the certificate, with what the ladder has to say.
+    """
+
+    q: Proposal
+    z: Tensor
+    ell: Tensor
+    log_q: Tensor
+    report: Report
+
+
+@dataclass
+class Record:
+    """What is known of one fit.
+
+    Attributes:
+        story: why the rungs so far did not answer.
+        modes: how many there seem to be.
+        flown: whether a flow was tried.
+        best: the best q so far (F = 1) with its rung and trial.
+        answer: the best that has a certificate, with its rung.
+        broken: share of the answer's draws at which the potential is NaN or +inf.
+    """
+
+    story: list[str] = field(default_factory=list)
+    modes: int = 1
+    flown: bool = False
+    best: tuple[str, Proposal, Trial] | None = None
+    answer: tuple[str, Answer] | None = None
+    broken: float = 0.0
+
+
+@dataclass
+class Group:
+    """Fits that climb together.
+
+    Attributes:
+        target: their F potentials.
+        records: what is known of each, F of them.
+        effort: how much to spend.
+        pool: all points so far.
+        start: earlier q, or moments of draws, to begin with beside the usual starts.
+        gradient: whether the potential has one that is of use.
+        starts: (F, S, d) promising draws of the prior, and
+        usable: (F, S) whether the potential is finite there.
+        seen: what the explorer saw.
+    """
+
+    target: Target
+    records: list[Record]
+    effort: Effort
+    pool: Pool
+    start: Mixture | None = None
+    gradient: bool = True
+    starts: Tensor = field(default_factory=lambda: torch.zeros(0))
+    usable: Tensor = field(default_factory=lambda: torch.zeros(0))
+    seen: Exploration | None = None
+
+    @property
+    def like(self) -> dict[str, object]:
+        """dtype and device of what is computed."""
+        return {"dtype": torch.float64, "device": self.target.device}
+
+    def only(self, which: Tensor) -> "Group":
+        """The fits `which`, (F,) bool; their records are shared."""
+        if bool(which.all()):
+            return self
+        return Group(
+            self.target.only(which),
+            [record for record, there in zip(self.records, which.tolist(), strict=True) if there],
+            self.effort,
+            self.pool.of_fits(which),
+            None if self.start is None else self.start.of_fits(which),
+            self.gradient,
+            self.starts[which],
+            self.usable[which],
+            None if self.seen is None else self.seen.of_fits(which),
+        )
+
+    def parts(self, which: Tensor) -> tuple["Group | None", "Group | None"]:
+        """The fits `which` and the others, None where there are none."""
+        chosen, others = which, ~which
+        return tuple(self.only(each) if bool(each.any()) else None for each in (chosen, others))  # type: ignore[return-value]
+
+    def tell(self, which: Tensor, what: Callable[[int], str] | str) -> None:
+        """Add to the stories of the fits `which`."""
+        for i, record in enumerate(self.records):
+            if bool(which[i]):
+                record.story.append(what if isinstance(what, str) else what(i))
+
+    def all(self) -> Tensor:
+        """(F,) True."""
+        return torch.ones(len(self.records), dtype=torch.bool, device=self.target.device)
+
+    def for_a_flow(self) -> Tensor:
+        """(F,) whether a flow may fit better than any mixture: one mode, in more than a few dimensions."""
+        few = self.target.dim < _FLOW_DIMENSIONS or not self.gradient
+        one = [not few and record.modes == 1 and not record.flown for record in self.records]
+        return torch.tensor(one, device=self.target.device)
+
+    def log_z(self) -> Tensor:
+        """(F,) log-evidence by the best trials so far."""
+        found = [0.0 if r.best is None else float(r.best[2].log_z) for r in self.records]
+        return torch.tensor(found, **self.like)  # type: ignore[arg-type]
+
+    def consider(self, rung: str, q: Proposal, trial: Trial) -> None:
+        """Keep q where it is the best so far."""
+        for i, record in enumerate(self.records):
+            if record.best is None or float(trial.merit[i]) > float(record.best[2].merit):
+                one = _one(self.all(), i)
+                record.best = rung, q.of_fits(one), trial.of_fits(one)
+
+    def certified(self, rung: str, q: Proposal, *, spare: float) -> Tensor:
+        """(F,) whether q passes with a share `spare` of its draws in effect; what passes at all is kept."""
+        broken = self.target.broken
+        n = self.effort.draws
+        trial = self.pool.draw(q, n)
+        broken = (self.target.broken - broken) / n
+        reports = certify_many(trial.ell, trial.log_q, resampled=True)
+        passed = torch.tensor([report.status in _GOOD for report in reports], device=self.target.device)
+        if bool(passed.any()):  # what the weights say is final where they are bad
+            found = iter(self.only(passed).doubts(q.of_fits(passed), trial.of_fits(passed)))
+            reports = [
+                _doubted(report, next(found)) if good else report
+                for report, good in zip(reports, passed.tolist(), strict=True)
+            ]
+        for i, (record, report) in enumerate(zip(self.records, reports, strict=True)):
+            answer = Answer(q.of_fits(_one(passed, i)), trial.z[i], trial.ell[i], trial.log_q[i], report)
+            if record.answer is None or _rank(report) > _rank(record.answer[1].report):
+                record.answer, record.broken = (rung, answer), float(broken[i])
+            passed[i] = report.status in _GOOD and report.ess_fraction >= spare
+            if not passed[i]:
+                record.story.append(f"{rung} {_why(report)}")
+        return passed
+
+    def doubts(self, q: Proposal, trial: Trial) -> list[list[str]]:
+        """What speaks against each q beside its weights."""
+        share = self.missing(q, trial.log_z).tolist()
+        found: list[list[str]] = [
+            [
+                f"an independent exploration has seen about {100 * each / (1 + each):.1f} % of the "
+                "posterior's mass where q has next to none. Run MCMC to be sure."
+            ]
+            if each > _MISSING
+            else []
+            for each in share
+        ]
+        try:
+            smooth = pareto_smooth(cleaned(trial.log_w))[0]
+            z = picked(trial.z, torch.stack([resample(row, self.effort.drifters) for row in smooth]))
+            moved = drift(
+                self.target, z, q.log_prob, gradient=self.gradient, rounds=self.effort.drift_rounds
+            ).tolist()
+        except BudgetReached:
+            left = "the budget left no room to check that resampled draws stay where they are."
+            return [[*each, left] for each in found]
+        carried = (
+            "the posterior's own moves carry resampled draws to where q is too low: mass next to them is "
+            "missing. Run MCMC to be sure."
+        )
+        return [[*each, carried] if by > _DRIFT else each for each, by in zip(found, moved, strict=True)]
+
+    def missing(self, q: Proposal, log_z: Tensor) -> Tensor:
+        """(F,) share of the posterior's mass that the explorer's particles, or the look's draws where there
+        are none, say q is much too low at.
+
+        The particles alone are no proof: where an explorer mixes badly they sit where hardly any mass is. So
+        a mixture fitted to those that accuse q is drawn from, and the mass there is weighed.
+        """
+        share = torch.zeros(len(self.records), **self.like)  # type: ignore[arg-type]
+        if self.seen is not None:
+            z, ell = self.seen.z, self.seen.ell
+        elif self.effort.keep_look:
+            z, ell = self.pool.proposals[0][1].z, self.pool.proposals[0][1].ell
+        else:
+            return share
+        low = ell - q.log_prob(z) - log_z[:, None] > LOW
+        accused = low.sum(1) >= _ACCUSERS
+        if bool(accused.any()):
+            local = defended(around(z[accused], low[accused].double()))
+            share[accused] = self.only(accused).missing_at(q.of_fits(accused), local, log_z[accused])
+        return share
+
+    def missing_at(self, q: Proposal, local: Mixture, log_z: Tensor) -> Tensor:
+        """(F,) mass, relative to what q has, that draws of `local` find where q is much too low."""
+        trial = self.pool.draw(local, self.effort.witnesses)
+        log_q = q.log_prob(trial.z)
+        both = torch.logaddexp(log_q, trial.log_q) - math.log(2)  # half of the draws are thought to be q's
+        log_z = log_z[:, None]
+        mass = (trial.ell - both - log_z).clamp_max(50.0).exp() * (trial.ell - log_q - log_z > LOW)
+        return mass.mean(1) / 2
+
+
+def _one(like: Tensor, i: int) -> Tensor:
+    """(F,) bool, True at i."""
+    return torch.arange(len(like), device=like.device) == i
+
+
+def _doubted(report: Report, doubts: list[str]) -> Report:
+    return replace(report, status="suspect", sentence=doubts[0]) if doubts else report
+
+
+def _rank(report: Report) -> tuple[int, float]:
+    order = {"failed": 0, "suspect": 1, "corrected": 2, "ok": 2}
+    return order[report.status], report.ess_fraction * (1.0 if report.khat < 0.7 else 0.3)
+
+
+def _why(report: Report) -> str:
+    numbers = f"had k-hat {report.khat:.2f} and an effective share of {report.ess_fraction:.2f}"
+    return numbers if report.status != "suspect" else f"{numbers} ({report.sentence.split('.')[0]})"
