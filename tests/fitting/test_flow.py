@@ -12,7 +12,6 @@ from visbi.certificate import effective_sample_size
 from visbi.families.coupling_stack import CouplingStack
 from visbi.fitting.flow import (
     FlowProposal,
-    FlowProposals,
     _cycle,
     flow_body,
     train_flow,
@@ -43,11 +42,11 @@ def log_weights(q, log_p, n: int = 4000) -> Tensor:
 @pytest.mark.parametrize("dim", [2, 3])
 def test_a_banana(dim):
     body, target = flow_body(dim), target_of(banana, dim)
-    before = effective_sample_size(log_weights(FlowProposal(body), banana)) / 4000
+    before = effective_sample_size(log_weights(FlowProposal.of(body), banana)) / 4000
     elbos = [train_flow(body, target, round_=number, steps=110, batch=128) for number in range(2)]
     assert target.n_gradients == 2 * 110 * 128
     assert before < 0.3 and elbos == pytest.approx([4.0, 4.0], abs=0.05)
-    for q in (FlowProposal(body), FlowProposal(widened(body))):
+    for q in (FlowProposal.of(body), FlowProposal.of(widened(body))):
         log_w = log_weights(q, banana)
         assert effective_sample_size(log_w) / 4000 > 0.75
         assert float(log_w.logsumexp(0)) - math.log(4000) == pytest.approx(4.0, abs=0.05)
@@ -70,7 +69,7 @@ def test_forward_kl_keeps_a_mode_that_reverse_kl_would_leave():
         train_flow(
             body, target_of(log_p, 2), round_=0, steps=250, batch=128, points=points, forward_share=share
         )
-        right.append(float((FlowProposal(body).sample(2000)[0, :, 0] > 0).double().mean()))
+        right.append(float((FlowProposal.of(body).sample(2000)[0, :, 0] > 0).double().mean()))
     assert right[0] < 0.02 and 0.2 < right[1] < 0.8
 
 
@@ -82,7 +81,7 @@ def test_regions_without_a_potential_do_not_break_training():
     elbo = train_flow(body, target, round_=0, steps=60, batch=64)
     assert target.n_nonfinite > 0 and not math.isnan(elbo)
     assert all(bool(p.isfinite().all()) for p in body.parameters())
-    z = FlowProposal(body).sample(1000)[0]
+    z = FlowProposal.of(body).sample(1000)[0]
     assert bool(z.isfinite().all())
 
 
@@ -108,7 +107,7 @@ def test_later_rounds_take_smaller_steps():
 def test_the_proposal_is_the_body_in_float64():
     body = flow_body(3)
     z = torch.randn(1, 10, 3, dtype=torch.float64)
-    q = FlowProposal(body)
+    q = FlowProposal.of(body)
     assert q.sample(7).shape == (1, 7, 3) and q.sample(7).dtype == torch.float64
     found = q.log_prob(z)
     assert found.shape == (1, 10) and found.dtype == torch.float64 and not found.requires_grad
@@ -233,7 +232,7 @@ def test_score_of_a_proposal(wide):
     body = flow_body(3)
     train_flow(body, target_of(banana, 3), round_=0, steps=20, batch=64)
     body.double()
-    q = FlowProposal(widened(body) if wide else body)
+    q = FlowProposal.of(widened(body) if wide else body)
     z = q.sample(50).requires_grad_()
     inner = q.body
     (want,) = torch.autograd.grad(inner.log_prob(z[0]).sum(), z)
@@ -247,19 +246,20 @@ def test_score_of_a_proposal(wide):
 def test_many_proposals_are_each_of_them():
     flows = together(2, 3)
     flows.layers += 0.05 * torch.randn_like(flows.layers)
-    some = FlowProposal(widened(flows.one(0)))
-    q = FlowProposals(flows, some.body.scales, some.body.shares)
+    q = FlowProposal.widened(flows)
     z = q.sample(5000)
     assert z.shape == (3, 5000, 2)
     log_q, score = q.log_prob_and_score(z)
     torch.testing.assert_close(log_q, q.log_prob(z), rtol=1e-4, atol=1e-4)
     for i in range(3):
-        log_one, score_one = q.one(i).log_prob_and_score(z[i : i + 1])
+        own = q.of_fits(torch.arange(3) == i)
+        log_one, score_one = own.log_prob_and_score(z[i : i + 1])
         torch.testing.assert_close(log_one[0], log_q[i], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(score_one[0], score[i], rtol=1e-3, atol=1e-3)
-    part = q.only(torch.tensor([2]))
-    torch.testing.assert_close(part.log_prob(z[2:])[0], log_q[2], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(own.body.log_prob(z[i]), log_q[i], rtol=1e-4, atol=1e-4)
     # drawn from what it says: the mean of 1 / q over draws inside a square is the square's area
     inside = (z.abs() < 1.5).all(-1)
     area = (torch.exp(-log_q) * inside).mean(1)
     torch.testing.assert_close(area, torch.full((3,), 9.0).double(), atol=0.5, rtol=0)
+    flows.layers += 1.0  # not the proposal's
+    torch.testing.assert_close(q.log_prob(z), log_q, rtol=1e-4, atol=1e-4)

@@ -14,7 +14,6 @@ step is not finite skips it, and the others go on.
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -25,7 +24,7 @@ from visbi.families.widened import WidenedBody, log_wide_normal, wide_score
 from visbi.fitting.mixture import defence
 from visbi.fitting.target import Target
 
-__all__ = ["FlowProposal", "FlowProposals", "flow_body", "train_flow", "train_flows", "widened"]
+__all__ = ["FlowProposal", "flow_body", "train_flow", "train_flows", "widened"]
 
 _PEAKS = (8e-3, 5e-3, 3e-3, 2e-3)
 _RISE = 0.2  # share of a round in which the learning rate rises
@@ -39,17 +38,41 @@ _AT_ONCE = 2048  # points, of all flows, whose scores are taken in one pass
 
 
 @dataclass(frozen=True)
-class FlowProposals:
+class FlowProposal:
     """F flows whose noise is a mixture of centred normals (see `families.widened`), as proposals.
 
     Attributes:
-        flows: must not change afterwards.
+        flows: which must not change afterwards.
         scales, shares: (B,), standard deviations of the noise and their shares.
+
+    >>> q = FlowProposal.of(widened(flow_body(2)))
+    >>> q.log_prob(q.sample(3)).shape
+    torch.Size([1, 3])
     """
 
     flows: CouplingStack
     scales: Tensor
     shares: Tensor
+
+    @staticmethod
+    def of(body: CouplingBody | WidenedBody) -> "FlowProposal":
+        """One body as a proposal, copied."""
+        if isinstance(body, WidenedBody):
+            return FlowProposal(CouplingStack([body.inner]), body.scales, body.shares)
+        one = torch.ones(1, dtype=torch.float64, device=body.place.raw_loc.device)
+        return FlowProposal(CouplingStack([body]), one, one)
+
+    @staticmethod
+    def widened(flows: CouplingStack) -> "FlowProposal":
+        """Copies of flows with a tenth of their mass spread wider, as `mixture.defended` has it."""
+        scales, shares = torch.tensor(_wider(flows.dim)).to(flows.place)
+        return FlowProposal(flows.only(range(len(flows))), scales, shares)
+
+    @property
+    def body(self) -> WidenedBody:
+        """The only one of these (F = 1), with weights of its own."""
+        assert len(self.flows) == 1
+        return WidenedBody(self.flows.one(0), scales=self.scales.tolist(), shares=self.shares.tolist())
 
     def sample(self, n: int) -> Tensor:
         """(F, n, d)."""
@@ -66,57 +89,22 @@ class FlowProposals:
     def log_prob_and_score(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """log q (F, N) and its gradient (F, N, d); zero where log q is not finite."""
         parts = []
-        for piece in self._pieces(z):
+        for piece in z.split(max(1, _AT_ONCE // len(z)), 1):
             u, log_det, tape = self.flows.pull_and_tape(piece)
-            base = log_wide_normal(u, self.scales, self.shares)
-            log_q = _clean(base - log_det)
+            log_q = _clean(log_wide_normal(u, self.scales, self.shares) - log_det)
             score = self.flows.carry(tape, wide_score(u, self.scales, self.shares))
             good = log_q.isfinite()[..., None] & score.isfinite()
             parts.append((log_q, torch.where(good, score, 0.0)))
         log_q, score = zip(*parts, strict=True)
         return torch.cat(log_q, 1), torch.cat(score, 1)
 
-    def only(self, which: Tensor) -> "FlowProposals":
-        """Some of them: indices, or bools (F,)."""
-        return FlowProposals(self.flows.only(which), self.scales, self.shares)
-
-    def one(self, i: int) -> "FlowProposal":
-        """The i-th with a body of its own."""
-        scales, shares = self.scales.tolist(), self.shares.tolist()
-        return FlowProposal(WidenedBody(self.flows.one(i), scales=scales, shares=shares))
-
-    def _pieces(self, z: Tensor) -> tuple[Tensor, ...]:
-        return z.split(max(1, _AT_ONCE // len(z)), 1)
+    def of_fits(self, which: Tensor) -> "FlowProposal":
+        """Those `which`, (F,) bool."""
+        return FlowProposal(self.flows.only(which), self.scales, self.shares)
 
 
 def _clean(log_q: Tensor) -> Tensor:
     return torch.where(log_q.isnan(), -torch.inf, log_q)
-
-
-@dataclass(frozen=True)
-class FlowProposal:
-    """One flow as a proposal (F = 1); its body must not change afterwards."""
-
-    body: CouplingBody | WidenedBody
-
-    @cached_property
-    def _as_many(self) -> FlowProposals:
-        if isinstance(self.body, WidenedBody):
-            return FlowProposals(CouplingStack([self.body.inner]), self.body.scales, self.body.shares)
-        one = torch.ones(1, dtype=torch.float64, device=self.body.place.raw_loc.device)
-        return FlowProposals(CouplingStack([self.body]), one, one)
-
-    def sample(self, n: int) -> Tensor:
-        """(1, n, d)."""
-        return self._as_many.sample(n)
-
-    def log_prob(self, z: Tensor) -> Tensor:
-        """(1, N)."""
-        return self._as_many.log_prob(z)
-
-    def log_prob_and_score(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """log q (1, N) and its gradient (1, N, d)."""
-        return self._as_many.log_prob_and_score(z)
 
 
 def train_flows(
@@ -169,11 +157,6 @@ def train_flows(
         done = adam.step(flows, gradient, *_cycle(step, steps, _PEAKS[min(round_, len(_PEAKS) - 1)]))
         elbos[step] = torch.where(done, log_w.mean(1), math.nan)
     return _last_fifth(elbos)
-
-    def of_fits(self, which: Tensor) -> "FlowProposal":
-        """This one: F = 1."""
-        assert bool(which.all())
-        return self
 
 
 def train_flow(

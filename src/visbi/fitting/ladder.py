@@ -15,7 +15,6 @@ Every way works in coordinates z in which the prior is N(0, I), or near it. F po
 observations, climb side by side: a rung takes a group of fits and gives back groups that need the next one.
 """
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -332,7 +331,7 @@ def _one_flow(now: Group) -> bool:
             points=None if known is None else (known[0][0], known[1][0]),
             forward_share=_FORWARD,
         )
-        q = FlowProposal(widened(copy.deepcopy(body)))  # the pool keeps it, and training goes on
+        q = FlowProposal.of(widened(body))  # the pool keeps it, and training goes on
         trial = now.pool.draw(q, now.effort.trial)
         share = float(trial.share)
         if (share > _ENOUGH_FLOW and float(trial.khat) < 0.6) or (number and share < _HOPELESS_FLOW):
