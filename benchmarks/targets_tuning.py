@@ -124,13 +124,15 @@ def _slcp_marginal(shape: Tensor, scatter: Tensor) -> Tensor:
     return -1.5 * log_det - 0.5 * (a - 2 * rho * b + c) / rest
 
 
-def slcp_proposals(n: int) -> tuple[Tensor, Tensor]:
+def slcp_proposals(n: int, x: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Proposals from the prior of (theta_3, theta_4, theta_5), and which become draws: theta (n, 5), (n,).
+
+    `x` (8,) is the observation; None is the zoo's.
 
     Given them the mean is N(m, S / 4), so a rejection of the three shape parameters, whose likelihood is
     largest at S = A / 3, and a rejection of means outside the box make an exact draw.
     """
-    points = slcp_task.task().x_o.double().view(4, 2)
+    points = (slcp_task.task().x_o if x is None else x).double().view(4, 2)
     mean = points.mean(0)
     scatter = (points - mean).T @ (points - mean)
     best = scatter / 3

@@ -73,4 +73,4 @@ def _proposal(kind: str, dim: int) -> Proposal:
         for parameter in body.layers.parameters():
             parameter.data.add_(0.003 * torch.randn_like(parameter))
     flow = FlowProposal.of(widened(body))
-    return flow if kind == "flow" else Blend(flow, mixture, 0.3)
+    return flow if kind == "flow" else Blend(flow, mixture, torch.tensor([0.3]).double())

@@ -8,7 +8,8 @@ The changes are those of mutmut's operators, made everywhere but in annotations,
 
 torch and visbi are imported and the tests collected once. Each mutant is a fork in which the code of the
 loaded module's functions is exchanged (its default values and constants, too); then the tests that reach the
-changed statement run, the quickest first, until one fails. A run without a change says which tests these are.
+changed statement run until one fails, the likeliest for its time first: one that saw other mutants of the
+function, and one of each test's cases before the second of any. A run without a change says which they are.
 
 What survives is for a reader to judge: docs/quality.md says what was found.
 """
@@ -16,6 +17,7 @@ What survives is for a reader to judge: docs/quality.md says what was found.
 import argparse
 import ast
 import json
+import math
 import os
 import random
 import resource
@@ -34,7 +36,7 @@ import pytest
 from libcst.metadata import MetadataWrapper, PositionProvider  # type: ignore[import-not-found]
 from mutmut.mutation.mutators import mutation_operators, operator_if_exp  # type: ignore[import-not-found]
 
-CPU_SECONDS = 120  # of one mutant; a loop without an end is killed by it
+SPARE = 20  # seconds, beside five times what its tests take; a loop without an end is killed then
 
 
 @dataclass(frozen=True)
@@ -125,12 +127,21 @@ def mutants_of(path: Path) -> list[Mutant]:
 class Run:
     """The plugin that, in place of pytest's loop over the tests, tries the mutants."""
 
-    def __init__(self, path: Path, mutants: list[Mutant], slowest: float, out: TextIO) -> None:
-        self.path, self.mutants, self.slowest, self.out = path, mutants, slowest, out
+    def __init__(self, mutants: list[Mutant], asked: argparse.Namespace, out: TextIO) -> None:
+        self.path, self.mutants, self.out = asked.module.resolve(), mutants, out
+        self.slowest, self.enough, self.cases = asked.slowest, asked.enough, asked.cases
+        self.killers: dict[tuple[int, int], Counter[str]] = {}  # of each function
         self.seconds: Counter[str] = Counter()
         self.passed: set[str] = set()
         self.failed: list[str] = []
         self.tally: Counter[str] = Counter()
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        cases: Counter[str] = Counter()
+        for item in list(items):
+            cases[item.nodeid.split("[")[0]] += 1
+            if cases[item.nodeid.split("[")[0]] > self.cases:
+                items.remove(item)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self.seconds[report.nodeid] += report.duration
@@ -144,6 +155,8 @@ class Run:
             began = time.monotonic()
             became, by = self.outcome(mutant, self.chosen(mutant, session.items, reached))
             self.tally[became] += 1
+            if by:
+                self.killers.setdefault(mutant.inside, Counter())[by] += 1
             taken = {"by": by, "seconds": round(time.monotonic() - began, 1)}
             line = {"line": mutant.line, "change": mutant.change, "became": became, **taken}
             self.out.write(json.dumps(line) + "\n")
@@ -174,21 +187,32 @@ class Run:
     def chosen(
         self, mutant: Mutant, items: list[pytest.Item], reached: dict[str, set[int]]
     ) -> list[pytest.Item]:
-        """Tests that reach the statement, else the function, else all; the quickest first."""
+        """Tests that reach the statement, else all, in the order in which they run."""
 
         def reaching(first: int, last: int) -> list[str]:
             return [name for name, lines in reached.items() if any(first <= line <= last for line in lines)]
 
-        names = set(reaching(*mutant.lines) or reaching(*mutant.inside) or self.passed)
+        around = set(reaching(*mutant.inside))
+        names = set(reaching(*mutant.lines)) or self.passed  # what is done on import, such as default values
         quick = [each for each in items if each.nodeid in names and self.seconds[each.nodeid] <= self.slowest]
-        return sorted(quick, key=lambda item: self.seconds[item.nodeid])
+        killers, cases = self.killers.get(mutant.inside, Counter()), Counter()
+        rate = {}
+        for item in sorted(quick, key=lambda item: self.seconds[item.nodeid]):
+            name = item.nodeid.split("[")[0]
+            cases[name] += 1
+            near = 0.1 if item.nodeid in around else 0.03
+            rate[item] = (killers[item.nodeid] + near / cases[name]) / (0.02 + self.seconds[item.nodeid])
+        quick.sort(key=rate.__getitem__, reverse=True)
+        spent = accumulate(self.seconds[item.nodeid] for item in quick)
+        return [item for item, seconds in zip(quick, spent, strict=True) if seconds <= self.enough]
 
     def outcome(self, mutant: Mutant, items: list[pytest.Item]) -> tuple[str, str]:
         """What became of a mutant, and which test saw it."""
         reading, writing = os.pipe()
         child = os.fork()
         if child == 0:
-            resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+            limit = SPARE + int(5 * sum(self.seconds[item.nodeid] for item in items))
+            resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
             os.write(writing, self.first_failure(mutant, items).encode())
             os._exit(0)
         os.close(writing)
@@ -268,6 +292,8 @@ def main() -> None:
     parser.add_argument(
         "--slowest", type=float, default=5.0, help="leave out tests that take longer, in seconds"
     )
+    parser.add_argument("--enough", type=float, default=math.inf, help="seconds of tests for each mutant")
+    parser.add_argument("--cases", type=float, default=math.inf, help="of each test, that many at most")
     parser.add_argument("--again", type=Path, help="only the survivors in this output of an earlier run")
     asked = parser.parse_args()
     mutants = mutants_of(asked.module)
@@ -278,7 +304,7 @@ def main() -> None:
     if asked.sample is not None:
         mutants = random.Random(0).sample(mutants, min(asked.sample, len(mutants)))
     with asked.out.open("w") as out:
-        run = Run(asked.module.resolve(), mutants, asked.slowest, out)
+        run = Run(mutants, asked, out)
         pytest.main([*asked.tests, "-q", "-s", "-p", "no:cacheprovider"], plugins=[run])
     print(dict(run.tally))  # noqa: T201
 

@@ -56,3 +56,17 @@ def test_sets(names: dict[str, Any]) -> None:
     assert bool(names["where_and_how_wide"].support.check(draws).all())
     assert ((draws.mean(0) - truth).abs().mean(0) < torch.tensor([0.3, 0.3])).all()
     assert (draws[..., 0].std(0) < 3 * draws[..., 1].mean(0)).all()  # narrow sets place the mean narrowly
+
+
+def test_corrected_sets_by_quadrature(names: dict[str, Any]) -> None:
+    assert len(names["reports"]) == 20 and sum(names["sound"]) >= 10
+    grid = torch.cartesian_prod(torch.linspace(-1.99, 1.99, 200), torch.linspace(0.01, 4.0, 200))
+    alone = names["alone"].sample((4000,))
+    draws = [*names["corrected"].unbind(1), alone]
+    for data, theta in zip([*names["new_sets"][:20], names["new_sets"][0]], draws, strict=True):
+        w = torch.softmax(names["set_potential"](grid, data[None]).double(), 0)[:, None]
+        mean = (w * grid).sum(0)
+        sd = (w * (grid - mean).square()).sum(0).sqrt()
+        assert ((theta.mean(0) - mean) / sd).abs().max() < 0.2
+        assert (theta.std(0) / sd - 1).abs().max() < 0.2
+    assert names["alone"].report.status in ("ok", "corrected")

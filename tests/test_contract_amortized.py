@@ -32,6 +32,8 @@ METHODS = (
     "potential",
     "map",
     "evaluate",
+    "certify",
+    "refine",
 )
 LATER = pytest.mark.parametrize("later", [False, True], ids=["first", "later"])
 X_O = torch.tensor([[0.6, -0.4]])
@@ -219,6 +221,33 @@ def test_stop_after_iters(patience: int, later: bool) -> None:
     assert trace.num_iters == trace.best_iter + patience < 200
     assert f"stop_after_iters = {patience}" in trace.stop_reason
     assert min(trace.validation_loss) == trace.validation_loss[trace.best_iter]
+
+
+# train_amortized: what it goes down
+
+
+@shows("train_amortized", "objective")
+@LATER
+def test_objective(later: bool) -> None:
+    flat = dict(GOOD, max_num_iters=40, gamma=1.0, stop_after_iters=40)
+    posterior = ready(later)
+    (theta, x), at, found = simulations(400), torch.cat([X_O, 0 * X_O]), {}
+    for objective in ("elbo", "forward", "mixed"):
+        one = copy.deepcopy(posterior)
+        one.potential_fn.potential_fn = Seen()
+        one.train_amortized(theta, x - 0.5, **flat, objective=objective, retrain_from_scratch=later)
+        found[objective] = one.sample((2000,), at).mean(0) - at
+        looked = len(one.potential_fn.potential_fn.x)
+        assert looked == {"elbo": 1 + 2 * 40 + 1, "forward": 1, "mixed": 1 + 2 * 40 + 1}[objective]
+        assert one.trace.num_iters == 40 and (one.trace.before is None) is (objective != "mixed")
+    # the simulations say that theta is half a unit above x, the potential does not
+    assert found["elbo"].abs().max() < 0.15
+    assert (found["forward"] - 0.5).abs().max() < 0.15
+    assert ((found["mixed"] > 0.1) & (found["mixed"] < 0.4)).all()
+    default = fitted(copy.deepcopy(posterior))
+    assert torch.equal(weights(default), weights(fitted(copy.deepcopy(posterior), objective="elbo")))
+    with pytest.raises(ValueError, match="`objective`: expected one of 'elbo', 'forward', 'mixed'"):
+        fitted(posterior, objective="ELBO")
 
 
 # train_amortized: how it goes
@@ -432,16 +461,13 @@ def test_max_sampling_batch_size(at_once: int, later: bool, monkeypatch: pytest.
             posterior.sample_batched((2,), X_O, max_sampling_batch_size=wrong)
 
 
-@shows("sample", "correct")
 @shows("weighted_sample", "n", "x")
 @shows("log_prob", "normalized")
 @LATER
 def test_weights_belong_to_fits_to_one_observation(later: bool) -> None:
     posterior = fitted(ready(later))
-    assert posterior.sample((3,), X_O, correct=False).shape == (3, 2)
     assert posterior.log_prob(torch.zeros(1, 2), X_O, normalized="q").shape == (1,)
     for name, ask in {
-        "correct": lambda: posterior.sample((3,), X_O, correct=True),
         "weighted_sample": lambda: posterior.weighted_sample(n=100, x=X_O),
         "normalized": lambda: posterior.log_prob(torch.zeros(1, 2), X_O, normalized="potential"),
     }.items():
@@ -449,6 +475,74 @@ def test_weights_belong_to_fits_to_one_observation(later: bool) -> None:
             ValueError, match=f"`{name}`: expected a fit to one observation; got an amortised"
         ):
             ask()
+
+
+@shows("sample", "correct")
+@shows("sample_batched", "correct")
+@LATER
+def test_correct(later: bool) -> None:
+    """An untrained q is the prior: raw draws are its, corrected ones are the posterior's at each x."""
+    x = torch.tensor([[0.6, -0.4], [-1.0, 1.0], [0.0, 0.5]])
+    posterior = fitted(ready(later), max_num_iters=1, learning_rate=1e-12, retrain_from_scratch=later)
+    for draw in (posterior.sample, posterior.sample_batched):
+        raw, corrected = draw((4000,), x, correct=False), draw((4000,), x, correct=True)
+        assert raw.shape == corrected.shape == (4000, 3, 2)
+        assert raw.mean(0).abs().max() < 0.15
+        assert (corrected.mean(0) - x).abs().max() < 0.03 and (corrected.std(0) - 0.3).abs().max() < 0.02
+        assert draw((2, 3), x, correct=True).shape == (2, 3, 3, 2)
+    assert posterior.sample((4000,), x).mean(0).abs().max() < 0.15  # raw unless asked for
+    assert posterior.sample_batched((4000,), x).mean(0).abs().max() < 0.15
+    assert posterior.sample((5,), X_O, correct=True).shape == (5, 2)
+    assert posterior.sample((), X_O, correct=True).shape == (2,)
+    assert posterior.sample_batched((5,), X_O, correct=True).shape == (5, 1, 2)
+
+
+@shows("certify", "x", "n_draws")
+@LATER
+def test_certify(later: bool) -> None:
+    potential = Seen()
+    posterior = fitted(ready(later, potential), **GOOD)
+    x = torch.cat([X_O, -X_O, X_O + 10])  # the last one far from all simulations
+    potential.x.clear()
+    reports = posterior.certify(x, n_draws=4000)
+    assert sum(potential.sizes) == 3 * 4000 and len(potential.sizes) == 1
+    assert [report.n_draws for report in reports] == [4000] * 3
+    assert {report.status for report in reports[:2]} <= {"ok", "corrected"}
+    assert reports[2].status in ("suspect", "failed")
+    assert [report.n_draws for report in posterior.certify(X_O[0])] == [16_384]
+    alone = posterior.set_default_x(X_O).certify()[0]
+    assert alone.log_evidence == pytest.approx(reports[0].log_evidence, abs=0.05)
+    for wrong in (24, 0, 1.5):
+        with pytest.raises(ValueError, match="`n_draws`"):
+            posterior.certify(x, n_draws=wrong)
+    with pytest.raises(ValueError, match="`x`"):
+        posterior.certify(torch.zeros(2, 3))
+
+
+@shows("refine", "x", "train")
+@LATER
+def test_refine(later: bool) -> None:
+    posterior = fitted(ready(later))
+    weights_before = weights(posterior)
+    refined = posterior.refine(X_O, seed=3)
+    assert torch.equal(weights(posterior), weights_before) and posterior.default_x is None
+    assert refined.report.status == "ok" and refined.report.seed == 3
+    assert (refined.sample((4000,)).mean(0) - X_O[0]).abs().max() < 0.03
+    assert torch.equal(refined.default_x, X_O)
+    again = posterior.set_default_x(X_O[0]).refine(seed=3)
+    assert again.report == refined.report
+    torch.manual_seed(0)
+    first = refined.sample((10,))
+    torch.manual_seed(0)
+    assert torch.equal(again.sample((10,)), first)
+    with pytest.raises(TypeError, match="`init`"):
+        posterior.refine(X_O, init="match")
+    with pytest.raises(TypeError, match="`sed`"):
+        posterior.refine(X_O, sed=3)
+    with pytest.raises(ValueError, match="`x`: expected a single observation"):
+        posterior.refine(torch.cat([X_O, X_O]))
+    with pytest.raises(ValueError, match="`refine`: expected an amortised fit"):
+        refined.refine()
 
 
 @shows("log_prob", "theta", "x", "track_gradients")

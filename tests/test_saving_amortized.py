@@ -104,6 +104,15 @@ def test_all_state_comes_back(tmp_path: Path) -> None:
     assert {p.dtype for p in back.q.parameters()} == {p.dtype for p in posterior.q.parameters()}
 
 
+@pytest.mark.parametrize("objective", ["forward", "mixed"])
+def test_objectives_come_back(objective: str, tmp_path: Path) -> None:
+    posterior = amortised(flow_type="coupling", objective=objective)
+    back = reload(posterior, tmp_path)
+    assert back._state.options.objective == objective and repr(back) == repr(posterior)
+    assert back.trace == posterior.trace and (back.trace.before is None) is (objective == "forward")
+    assert_equal(posterior, back)
+
+
 def test_saving_changes_nothing_and_again_makes_the_same_file(tmp_path: Path) -> None:
     posterior, twin = amortised(), amortised()
     state = torch.get_rng_state()

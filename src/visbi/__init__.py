@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from visbi.estimators import fit_likelihood, fit_ratio
     from visbi.families import ZukoFlowType
     from visbi.fitting.parameters import VIPosteriorParameters
+    from visbi.many import Posteriors, fit_many
     from visbi.posterior import VIPosterior
     from visbi.potentials import (
         BasePotential,
@@ -29,6 +30,7 @@ __all__ = [
     "CustomPotential",
     "FitError",
     "MultipleIndependent",
+    "Posteriors",
     "RefittingPosterior",
     "Report",
     "TruncatedNormal",
@@ -36,6 +38,7 @@ __all__ = [
     "VIPosteriorParameters",
     "ZukoFlowType",
     "fit_likelihood",
+    "fit_many",
     "fit_ratio",
     "infer",
     "likelihood_estimator_based_potential",
@@ -52,6 +55,7 @@ _HOME = {
     "CustomPotential": "visbi.potentials",
     "FitError": "visbi.certificate",
     "MultipleIndependent": "visbi.priors",
+    "Posteriors": "visbi.many",
     "RefittingPosterior": "visbi.refitting",
     "Report": "visbi.certificate",
     "TruncatedNormal": "visbi.priors",
@@ -59,6 +63,7 @@ _HOME = {
     "VIPosteriorParameters": "visbi.fitting.parameters",
     "ZukoFlowType": "visbi.families",
     "fit_likelihood": "visbi.estimators",
+    "fit_many": "visbi.many",
     "fit_ratio": "visbi.estimators",
     "infer": "visbi.rounds",
     "likelihood_estimator_based_potential": "visbi.potentials",

@@ -16,9 +16,10 @@ from visbi.core.random import seeded
 from visbi.core.types import LogDensity
 from visbi.fitting.state import AmortizedFit, AutoFit, SingleFit
 
-__all__ = ["corrected", "in_pieces", "pool", "pool_for", "weighted_draws"]
+__all__ = ["POOL", "corrected", "in_pieces", "pool", "pool_for", "weighted_draws"]
 
-_POOL = 16_384  # draws that corrected ones are taken from, at least
+POOL = 16_384
+"""Draws that corrected ones are taken from, at least."""
 _BATCH = 16_384  # potentials are evaluated in pieces of this many theta
 
 
@@ -35,7 +36,7 @@ def weighted_draws(fit: SingleFit | AutoFit | AmortizedFit, log_p: LogDensity, n
         return WeightedDraws(theta, in_pieces(log_p, theta).double(), log_q)
 
 
-def pool(fit: SingleFit | AutoFit, log_p: LogDensity, n: int = _POOL) -> WeightedDraws:
+def pool(fit: SingleFit | AutoFit, log_p: LogDensity, n: int = POOL) -> WeightedDraws:
     """At least n draws: those that `fit` keeps and, if they are too few, new ones after them."""
     there = 0 if fit.draws is None else len(fit.draws.theta)
     if fit.draws is not None and n <= there:

@@ -27,12 +27,12 @@ from visbi.core.checks import finite_tensor, one_of, positive_int, violation
 from visbi.core.devices import move
 from visbi.core.random import fresh_seed, seeded
 from visbi.core.types import LogDensity, Seed, Shape, ZScore
-from visbi.correcting import corrected, pool, pool_for
+from visbi.correcting import POOL, corrected, pool, pool_for
 from visbi.families.base import Family, kept_inside
 from visbi.families.custom import family_from
 from visbi.families.names import FAMILY_NAMES, named_family
 from visbi.fitting.amortized_config import AmortizedOptions, Choice
-from visbi.fitting.config import AUTO, METHODS, QUALITY_METRICS, TrainOptions
+from visbi.fitting.config import AUTO, INIT_DRAWS, METHODS, QUALITY_METRICS, TrainOptions
 from visbi.fitting.gradient import Trace
 from visbi.fitting.maximum import ascend
 from visbi.fitting.single import Problem, fit_single
@@ -41,7 +41,7 @@ from visbi.potentials.base import BasePotential
 from visbi.potentials.custom import as_potential
 from visbi.priors.distributions import as_prior
 from visbi.priors.inverse import lasting
-from visbi.priors.transforms import coordinates
+from visbi.priors.transforms import Coordinates, coordinates
 from visbi.scoring import CERTIFICATE_DRAWS, Score, certificate, scored
 
 if TYPE_CHECKING:  # these load zuko
@@ -54,7 +54,6 @@ __all__ = ["VIPosterior"]
 _DEFAULT = TrainOptions.DEFAULT
 _AMORTIZED = AmortizedOptions.DEFAULT
 _BEFORE_AUTO = "gaussian"  # what q is until q="auto" has found another
-_INIT_DRAWS = 4096  # of an earlier posterior given as `init`
 _SAVED_OPTIONS = {  # plain values by their names in a file
     "device": "_device",
     "method": "_method",
@@ -121,7 +120,7 @@ class VIPosterior:
         if x_shape is not None:
             warnings.warn("`x_shape` is deprecated and ignored.", DeprecationWarning, stacklevel=2)
         self.prior = _find_prior(prior, potential_fn, q)
-        self.potential_fn: BasePotential = as_potential(potential_fn, self.prior)
+        self.potential_fn: BasePotential = as_potential(potential_fn)
         if self.potential_fn.prior is None:
             self.potential_fn.prior = self.prior
         self._device = str(device)
@@ -130,10 +129,10 @@ class VIPosterior:
         self.z_score_theta: ZScore = z_score_theta
         self.z_score_x: ZScore = one_of("z_score_x", z_score_x, ("none", "independent", "structured"))  # type: ignore[assignment]
         self._coords = coordinates(self.prior, z_score=z_score_theta, theta_transform=theta_transform)
-        self._state: Untrained | SingleFit | AutoFit | AmortizedFit = Untrained()
+        self._state: Untrained | SingleFit | AutoFit | AmortizedFit
+        self._map: Tensor | None
         x_o = self.potential_fn.return_x_o()
         self._x: Tensor | None = None if x_o is None else _observation(x_o)
-        self._map: Tensor | None = None
         self.set_vi_method(vi_method)
         self.set_q(q, parameters=parameters, modules=modules)
         if vi_method != METHODS[0]:  # asked for: stands above that of a posterior given as q
@@ -151,6 +150,45 @@ class VIPosterior:
     @q.setter
     def q(self, q: Any) -> None:
         self.set_q(q)
+
+    @property
+    def automatic(self) -> bool:
+        """Whether q is "auto": found by the fit itself."""
+        return self._automatic
+
+    @property
+    def coordinates(self) -> Coordinates:
+        """Coordinates of the prior's support, in which q is fitted."""
+        return self._coords
+
+    @property
+    def fit(self) -> Untrained | SingleFit | AutoFit | AmortizedFit:
+        """What it was fitted by."""
+        return self._state
+
+    def sibling(self, fit: SingleFit | AutoFit | None = None) -> "VIPosterior":
+        """A posterior that shares potential, prior and coordinates with this one.
+
+        Args:
+            fit: what it was fitted by, in these coordinates; None: it is not fitted yet, and starts from a
+                copy of this one's weights unless told to `retrain_from_scratch`.
+
+        >>> from visbi.priors import BoxUniform
+        >>> prior = BoxUniform(-torch.ones(2), torch.ones(2))
+        >>> posterior = VIPosterior(lambda theta, x: -(theta - x).square().sum(-1), prior)
+        >>> other = posterior.sibling()
+        >>> other.prior is posterior.prior, other.q is posterior.q
+        (True, False)
+        """
+        made = type(self).__new__(type(self))
+        vars(made).update(vars(self))
+        made._state, made._map = (Untrained() if fit is None else fit), None
+        if fit is None:
+            made._family = copy.deepcopy(self._family, {id(self._coords): self._coords})
+            made._warm = self._warm or not isinstance(self._state, Untrained)
+        else:
+            made._family, made._x, made._warm = fit.family, fit.x, False
+        return made
 
     @property
     def theta_transform(self) -> Transform:
@@ -195,7 +233,7 @@ class VIPosterior:
             name = "modules" if parameters is None else "parameters"
             raise ValueError(violation(name, "None, since this q brings its own", "some"))
         automatic = q == AUTO if isinstance(q, str) else isinstance(q, VIPosterior) and q._automatic
-        if isinstance(q, str):
+        if isinstance(q, str) and q in (AUTO, *FAMILY_NAMES):
             family: Family = self._named(_BEFORE_AUTO if automatic else q)
         elif isinstance(q, VIPosterior):
             if isinstance(q._state, AmortizedFit):
@@ -207,7 +245,7 @@ class VIPosterior:
             self._coords = copy.deepcopy(q._coords)
             self._method = q._method
             family = copy.deepcopy(q._family)
-        elif isinstance(q, Family | Distribution) or callable(q) or callable(getattr(q, "log_prob", None)):
+        elif callable(q) or callable(getattr(q, "log_prob", None)):
             family = family_from(q, self._coords, parameters=parameters, modules=modules, device=self._device)
         else:
             names = ", ".join(map(repr, (AUTO, *FAMILY_NAMES)))
@@ -316,7 +354,7 @@ class VIPosterior:
         x = self._state.rows(self._x_or_default(x))
         with seeded(options.seed):
             if lender is not None:
-                options = replace(options, init=lender.sample((_INIT_DRAWS,)))
+                options = replace(options, init=lender.sample((INIT_DRAWS,)))
             self._fit(x, options)
             self._map = self._map if same(x, self._x) else None
             self._x = x
@@ -332,7 +370,7 @@ class VIPosterior:
         if isinstance(self._state, AmortizedFit):
             warnings.warn("train() replaces the amortised fit by one to a single observation.", stacklevel=3)
             self._state, self._map = Untrained(), None
-        problem = Problem(log_p, self._log_prior, self._coords)
+        problem = self._problem(x)
         if self._automatic:
             self._find(problem, x, options)
             return
@@ -352,6 +390,9 @@ class VIPosterior:
         earlier = self._family if begun and not options.retrain_from_scratch else None
         fit = fit_auto(problem, x, options, earlier=earlier)
         self._family, self._state, self._warm = fit.family, fit, False
+
+    def _problem(self, x: Tensor | None) -> Problem:
+        return Problem(self._log_p(x), self._log_prior, self._coords)
 
     def _probe(self, log_p: LogDensity) -> None:
         """Evaluate the potential once, so that a wrong shape shows before any fit."""
@@ -393,15 +434,17 @@ class VIPosterior:
         *,
         seed: Seed = None,
         embedding_net: nn.Module | None = None,
+        objective: str = _AMORTIZED.objective,
     ) -> "VIPosterior":
-        """Fit q(theta | x), one q for all x, by the ELBO on simulated observations. Returns self.
+        """Fit q(theta | x), one q for all x, to simulations. Returns self.
 
         A second call trains on, unless `retrain_from_scratch` or another choice of what to build asks for
         fresh weights. What is not chosen is taken from `params`, then from the fit that is trained on, then
         from the instance.
 
         Args:
-            theta: parameters of the simulations, (N, D): checked, but the ELBO learns from draws of its own.
+            theta: parameters of the simulations, (N, D), drawn from the prior: checked, but the ELBO learns
+                from draws of its own.
             x: their observations, (N, ...); each row is one observation.
             n_particles: draws of q per x.
             learning_rate, gamma: of the first step, and its factor after every step.
@@ -421,10 +464,16 @@ class VIPosterior:
             params: several of the above in one value.
             seed: makes the fit repeatable and leaves torch's global generator alone.
             embedding_net: applied to standardised x (M, ...), gives (M, features); copied, then trained.
+            objective: "elbo" (draws of q and the potential), "forward" (minus log q of the simulations:
+                covers all of a posterior, needs no potential, wants theta from the prior), or "mixed" (that,
+                then the sum of both). With "forward", and in the first stage of "mixed", a step is a pass
+                over the simulations in batches of `batch_size`, and the held-out loss is that of all held-out
+                ones unless `validation_batch_size` is given; its quick family is flow_type="coupling".
 
         Raises:
             ValueError: theta and x of different lengths, none, not finite, another D than the prior's, an
-                unknown name, or a value out of range.
+                unknown name, a value out of range, or theta outside the prior's support where q learns from
+                it.
             TypeError: an argument of the wrong kind.
 
         >>> from visbi.priors import BoxUniform
@@ -454,6 +503,7 @@ class VIPosterior:
             show_progress_bar=show_progress_bar,
             retrain_from_scratch=retrain_from_scratch,
             seed=seed,
+            objective=objective,
         )
         choice = Choice(flow_type, num_transforms, hidden_features, z_score_theta, z_score_x)
         family = None if self._automatic else self._family
@@ -495,28 +545,38 @@ class VIPosterior:
         """Draws of q, (*sample_shape, D); of an amortised q at many x, (*sample_shape, num_obs, D).
 
         After a fit with q="auto" they are corrected: taken from a pool of draws of q, kept for later calls,
-        by their importance weights.
+        by their importance weights. An amortised q is corrected at each x by weights of new draws; where
+        those are not sound, a q of that x alone is found by the ladder, from draws of q(. | x), and its draws
+        are taken. That warns where even they are not certified.
 
         Args:
             sample_shape: shape of the draws; () gives one of shape (D,).
             x: the observation q was fitted to, or None; for an amortised q one or many, (num_obs, ...).
             show_progress_bars: unused, drawing is one call.
-            correct: whether to correct; None: after q="auto". Needs a fit to one observation.
+            correct: whether to correct; None: after q="auto".
 
         Raises:
-            ValueError: before training; for another x, be it the default one; x missing or of another shape.
+            ValueError: before training; for another x, be it the default one; x missing or of another shape;
+                nothing to correct with, because the potential is finite at no draw.
             TypeError: `sample_shape` is no shape.
         """
         fit, shape = self._fitted(x), _shape(sample_shape)
         if not (fit.corrects if correct is None else correct):
             return fit.sample(shape)
-        fit = _of_one_observation("correct", fit)
         if self._coords.low.is_meta:  # no weights there
             return fit.sample(shape)
+        if isinstance(fit, AmortizedFit):
+            theta = self._corrected_at_each(shape, fit)
+            return theta.squeeze(-2) if theta.shape[-2] == 1 else theta
         seed = fresh_seed()
         draws = pool_for(shape.numel(), fit, self._log_p(fit.x), seed)
         self._state = replace(fit, draws=draws)
         return corrected(draws, shape, seed)
+
+    def _corrected_at_each(self, shape: torch.Size, fit: AmortizedFit) -> Tensor:
+        from visbi.amortized import corrected_at_each  # loads the ladder
+
+        return corrected_at_each(shape, fit, self.potential_fn, self._problem)
 
     def weighted_sample(self, n: int = 10_000, x: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Draws of q with the weights that make them draws of the posterior.
@@ -531,9 +591,7 @@ class VIPosterior:
         Raises:
             ValueError: before training; for another x; for an amortised q, or fewer than 25 draws.
         """
-        n = positive_int("n", n)
-        if n < MIN_DRAWS:
-            raise ValueError(violation("n", f"at least {MIN_DRAWS} draws", n))
+        n = _enough_draws("n", n)
         fit = _of_one_observation("weighted_sample", self._fitted(x))
         draws = pool(fit, self._log_p(fit.x), n)
         self._state = replace(fit, draws=draws)
@@ -546,6 +604,8 @@ class VIPosterior:
         x: Tensor,
         max_sampling_batch_size: int = 10_000,
         show_progress_bars: bool = True,
+        *,
+        correct: bool = False,
     ) -> Tensor:
         """Draws of an amortised q for many observations, (*sample_shape, num_obs, D).
 
@@ -554,6 +614,7 @@ class VIPosterior:
             x: observations (num_obs, ...).
             max_sampling_batch_size: draws, over all observations, in one pass.
             show_progress_bars: unused.
+            correct: whether to correct them, as `sample` does.
 
         Raises:
             NotImplementedError: q was fitted to one observation.
@@ -561,9 +622,8 @@ class VIPosterior:
         """
         at_once = positive_int("max_sampling_batch_size", max_sampling_batch_size)
         if isinstance(self._state, AmortizedFit):
-            return self._state.at(_observation(x).to(self._device)).sample_batched(
-                _shape(sample_shape), at_once
-            )
+            fit, shape = self._state.at(_observation(x).to(self._device)), _shape(sample_shape)
+            return self._corrected_at_each(shape, fit) if correct else fit.sample_batched(shape, at_once)
         raise NotImplementedError(
             "This q belongs to one observation. Use train_amortized() before sample_batched(), "
             "or RefittingPosterior(posterior), which fits a q to each observation."
@@ -672,6 +732,76 @@ class VIPosterior:
             self._state = state
         return state.report
 
+    def certify(self, x: Tensor | None = None, *, n_draws: int = POOL) -> list[Report]:
+        """The certificate of q at each observation: a list with one report for each.
+
+        Of an amortised q a report says "ok" where draws may be used as they are, "corrected" where those of
+        `sample(..., correct=True)` may, and "suspect" or "failed" where that will look for a q of that x
+        alone, as `refine` does. Of a fit to one observation it is what `report` says, from new draws.
+
+        Args:
+            x: observations (num_obs, ...), or one; None: the default one.
+            n_draws: of q at each.
+
+        Raises:
+            ValueError: before training; x of another shape, or not the one that q was fitted to; fewer than
+                25 draws.
+
+        >>> from visbi.priors import BoxUniform
+        >>> prior = BoxUniform(-3 * torch.ones(2), 3 * torch.ones(2))
+        >>> def potential(theta, x):
+        ...     return -0.5 * ((theta - x) / 0.5).square().sum(-1)
+        >>> theta = prior.sample((500,))
+        >>> x = theta + 0.5 * torch.randn_like(theta)
+        >>> options = dict(flow_type="gaussian", max_num_iters=3, show_progress_bar=False)
+        >>> posterior = VIPosterior(potential, prior)
+        >>> posterior = posterior.train_amortized(theta, x, objective="forward", **options)
+        >>> [report.n_draws for report in posterior.certify(x[:3], n_draws=1000)]
+        [1000, 1000, 1000]
+        """
+        n_draws = _enough_draws("n_draws", n_draws)
+        fit = self._fitted(x)
+        if isinstance(fit, AmortizedFit):
+            from visbi.amortized import certificates  # loads the ladder
+
+            return certificates(fit, self.potential_fn, n_draws)
+        return [certificate(fit, self._log_p(fit.x), n_draws)]
+
+    def refine(self, x: Tensor | None = None, **train: Any) -> "VIPosterior":
+        """A posterior of one observation alone, found by the ladder of q="auto" from draws of q(. | x).
+
+        This one is not changed; the two share the potential.
+
+        Args:
+            x: the observation; None uses the default one.
+            **train: keywords of `train` that concern q="auto", such as `seed` or `max_seconds`. There is no
+                progress bar unless `show_progress_bar=True`.
+
+        Raises:
+            ValueError: q was not amortised; x missing, several or of another shape.
+            FitError, TypeError: as for `train`.
+
+        >>> from visbi.priors import BoxUniform
+        >>> prior = BoxUniform(-3 * torch.ones(2), 3 * torch.ones(2))
+        >>> def potential(theta, x):
+        ...     return -0.5 * ((theta - x) / 0.5).square().sum(-1)
+        >>> theta = prior.sample((100,))
+        >>> options = dict(flow_type="gaussian", max_num_iters=1, show_progress_bar=False)
+        >>> posterior = VIPosterior(potential, prior).train_amortized(theta, theta, **options)
+        >>> posterior.refine(torch.zeros(2), seed=0).report.status
+        'ok'
+        """
+        fit = self._fitted(x)
+        if not isinstance(fit, AmortizedFit):
+            raise ValueError(violation("refine", "an amortised fit", "one to a single observation"))
+        if "init" in train:
+            raise TypeError(violation("init", "no start: it is drawn from q(theta | x)", "one"))
+        lender = copy.copy(self)
+        lender._x = fit.family.x  # type: ignore[assignment]
+        posterior = VIPosterior(self.potential_fn, self.prior, q=AUTO, device=self._device)
+        posterior._coords, posterior.z_score_theta = copy.deepcopy(self._coords), self.z_score_theta
+        return posterior.train(lender._x, init=lender, **{"show_progress_bar": False, **train})
+
     def evaluate(self, quality_control_metric: str = "psis", N: int = CERTIFICATE_DRAWS) -> Report:  # noqa: N803
         """Score q, print the score and return the report.
 
@@ -681,9 +811,7 @@ class VIPosterior:
             N: number of draws.
         """
         one_of("quality_control_metric", quality_control_metric, QUALITY_METRICS)
-        N = positive_int("N", N)
-        if N < MIN_DRAWS:
-            raise ValueError(violation("N", f"at least {MIN_DRAWS} draws", N))
+        N = _enough_draws("N", N)
         score = self._score(quality_control_metric, self._certify(N), N)
         print(score.line)
         return score.report
@@ -841,6 +969,13 @@ def _observation(x: Any) -> Tensor:
 def _ignores_x(potential: BasePotential) -> bool:
     """A plain callable may have its observation inside."""
     return hasattr(potential, "potential_fn")
+
+
+def _enough_draws(name: str, n: int) -> int:
+    n = positive_int(name, n)
+    if n < MIN_DRAWS:
+        raise ValueError(violation(name, f"at least {MIN_DRAWS} draws", n))
+    return n
 
 
 def _of_one_observation(name: str, fit: SingleFit | AutoFit | AmortizedFit) -> SingleFit | AutoFit:

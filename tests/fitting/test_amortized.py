@@ -7,9 +7,10 @@ from torch.distributions import MultivariateNormal
 from visbi.families import ZukoFlowType, named_family
 from visbi.families.conditional import ConditionalFamily
 from visbi.families.conditional_config import ConditionalConfig
-from visbi.fitting import amortized
+from visbi.fitting import amortized_loop
 from visbi.fitting.amortized import fit_amortized
 from visbi.fitting.amortized_config import AmortizedOptions, Choice, check_simulations, chosen_config
+from visbi.fitting.amortized_objectives import Pairs
 from visbi.fitting.parameters import VIPosteriorParameters
 from visbi.potentials import CustomPotential
 from visbi.priors import coordinates
@@ -34,11 +35,15 @@ def family(name="gaussian"):
     return ConditionalFamily(coordinates(PRIOR), (2,), config)
 
 
+def pairs(x):
+    return Pairs(x, x)
+
+
 def fit(seen=None, q=None, n=40, **changes):
     torch.manual_seed(1)
     x = torch.randn(n, 2)
     return fit_amortized(
-        family() if q is None else q, potential(seen), x, AmortizedOptions(**SMALL | changes)
+        family() if q is None else q, potential(seen), pairs(x), AmortizedOptions(**SMALL | changes)
     )
 
 
@@ -70,7 +75,7 @@ def test_held_out_loss_does_not_depend_on_the_seed():
         torch.manual_seed(seed)
         options = AmortizedOptions(**SMALL)
         x = torch.arange(80.0).reshape(40, 2) / 40
-        losses.add(fit_amortized(q, potential(), x, options).trace.validation_loss[0])
+        losses.add(fit_amortized(q, potential(), pairs(x), options).trace.validation_loss[0])
     assert len(losses) == 1
 
 
@@ -82,7 +87,10 @@ def test_best_weights_are_kept():
     assert trace.validation_loss[trace.best_iter] == best < trace.validation_loss[-1]
     torch.manual_seed(1)
     again = fit_amortized(
-        result.conditional, potential(), torch.randn(40, 2), AmortizedOptions(**SMALL | {"max_num_iters": 1})
+        result.conditional,
+        potential(),
+        pairs(torch.randn(40, 2)),
+        AmortizedOptions(**SMALL | {"max_num_iters": 1}),
     )
     assert again.trace.validation_loss[0] == pytest.approx(best, rel=1e-6)
 
@@ -96,7 +104,7 @@ def test_stops_early_and_says_why():
 
 def test_ctrl_c_keeps_the_best(monkeypatch):
     calls = []
-    step = amortized._step
+    step = amortized_loop._step
 
     def interrupted(*arguments):
         calls.append(1)
@@ -104,7 +112,7 @@ def test_ctrl_c_keeps_the_best(monkeypatch):
             raise KeyboardInterrupt
         return step(*arguments)
 
-    monkeypatch.setattr(amortized, "_step", interrupted)
+    monkeypatch.setattr(amortized_loop, "_step", interrupted)
     result = fit(max_num_iters=50)
     assert result.trace.num_iters == 3 and result.trace.stop_reason == "interrupted"
     assert not result.conditional.training
@@ -113,7 +121,7 @@ def test_ctrl_c_keeps_the_best(monkeypatch):
 def test_potential_without_finite_values_ends_the_fit():
     nowhere = CustomPotential(lambda theta, x: theta.sum(-1) * torch.nan, PRIOR)
     options = AmortizedOptions(**SMALL | {"max_num_iters": 200, "stop_after_iters": 200})
-    trace = fit_amortized(family(), nowhere, torch.randn(10, 2), options).trace
+    trace = fit_amortized(family(), nowhere, pairs(torch.randn(10, 2)), options).trace
     assert trace.num_iters == trace.skipped == 50 and "finite" in trace.stop_reason
     assert trace.excluded == 50 * 9 * 4
 
@@ -123,7 +131,7 @@ def test_particles_without_a_finite_potential_are_left_out():
         return torch.where(theta[:, 0] > 1, torch.nan, -(theta - x).square().sum(-1))
 
     result = fit_amortized(
-        family(), CustomPotential(log_p, PRIOR), torch.randn(40, 2), AmortizedOptions(**SMALL)
+        family(), CustomPotential(log_p, PRIOR), pairs(torch.randn(40, 2)), AmortizedOptions(**SMALL)
     )
     assert result.trace.excluded > 0 and result.trace.skipped == 0
     assert all(p.isfinite().all() for p in result.conditional.parameters())

@@ -22,7 +22,7 @@ def judged(log_likelihood, dim=2, n=48, spread=1.0):
         return log_likelihood(theta) + prior.log_prob(theta)
 
     z = spread * torch.randn(n, dim, dtype=torch.float64)
-    return useful_gradient(Target(log_p, coordinates(prior)), z)
+    return useful_gradient(Target(log_p, coordinates(prior)), z[None])
 
 
 SMOOTH = {
@@ -58,11 +58,11 @@ def test_steps(seed):
 def test_nothing_that_autograd_could_follow():
     assert judged(lambda theta: -50 * theta.detach().square().sum(-1)) is False
     target = Target(lambda theta: -50 * theta.detach().square().sum(-1), coordinates(standard(2)))
-    assert useful_gradient(target, torch.randn(16, 2, dtype=torch.float64)) is False
+    assert useful_gradient(target, torch.randn(1, 16, 2, dtype=torch.float64)) is False
     outside = Target(
         lambda theta: torch.from_numpy(-50 * (theta.detach().numpy() ** 2).sum(-1)), coordinates(standard(2))
     )
-    assert useful_gradient(outside, torch.randn(16, 2, dtype=torch.float64)) is False
+    assert useful_gradient(outside, torch.randn(1, 16, 2, dtype=torch.float64)) is False
 
 
 def test_other_errors_are_not_swallowed():
@@ -129,5 +129,5 @@ def test_points_where_the_likelihood_sinks_out_of_sight():
 
 def test_what_it_costs():
     target = Target(lambda theta: -theta.square().sum(-1), coordinates(standard(3)))
-    useful_gradient(target, torch.randn(10, 3, dtype=torch.float64))
+    useful_gradient(target, torch.randn(1, 10, 3, dtype=torch.float64))
     assert target.n_gradients == 60 and target.n_values == 0

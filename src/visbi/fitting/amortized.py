@@ -1,19 +1,18 @@
-r"""An amortised fit: one q(theta | x) for all x, by the ELBO averaged over simulated observations,
+r"""An amortised fit: one q(theta | x) for all x, from simulations.
+
+The published objective is the ELBO averaged over simulated observations,
 
     max_phi  E_{x ~ data} E_{theta ~ q_phi(. | x)} [ log p(theta | x) - log q_phi(theta | x) ],
 
 whose maximum over all q is the posterior at every x (Rezende, Mohamed 2015; with learned likelihoods:
 Glöckler, Deistler, Macke 2022). A step takes a batch of x, draws particles for each, evaluates the potential
-on all pairs at once and follows the path gradient (Roeder, Wu, Duvenaud 2017).
-
-After every step the loss is taken on held-out x, always the same ones with the same noise, whatever the seed:
-so its differences are those of q. The weights with the lowest one are kept.
+on all pairs at once and follows the path gradient (Roeder, Wu, Duvenaud 2017). The others are in
+`fitting.amortized_objectives`, the loop is in `fitting.amortized_loop`.
 """
 
 import copy
-import math
 import warnings
-from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,20 +21,27 @@ from torch.distributions import Distribution
 
 from visbi.core.checks import violation
 from visbi.core.random import seeded
-from visbi.core.types import LogDensity, ZScore
+from visbi.core.types import ZScore
 from visbi.families.conditional import ConditionalFamily
 from visbi.families.conditional_config import ConditionalConfig
 from visbi.fitting.amortized_config import AmortizedOptions, check_simulations, chosen_config
-from visbi.fitting.state import AmortizedFit, AmortizedTrace, AutoFit, SingleFit, Untrained
-from visbi.objectives import Loss, reverse_kl
+from visbi.fitting.amortized_loop import INTERRUPTED, descend
+from visbi.fitting.amortized_objectives import HELD_OUT_SEED, Both, Elbo, Forward, Pairs, elbo
+from visbi.fitting.state import AmortizedFit, AutoFit, SingleFit, Untrained
 from visbi.potentials.base import BasePotential
 from visbi.priors.blocks import BijectionBlock
 from visbi.priors.transforms import Coordinates, coordinates
 
 __all__ = ["amortize", "conditional_family", "fit_amortized"]
 
-_HELD_OUT_SEED = 20_011  # of the split and of the noise of the held-out loss
-_GIVE_UP = 50
+_DIVERGENCES = {"elbo": ("rKL",), "forward": ("rKL", "fKL"), "mixed": ("rKL", "fKL")}  # rKL is no wish
+_SAID = {
+    "elbo": "maximises the ELBO, that is rKL",
+    "forward": "with objective='forward' minimises fKL on the simulations",
+    "mixed": "with objective='mixed' minimises fKL, then fKL and rKL",
+}
+METHODS = {"elbo": "amortised rKL", "forward": "amortised fKL", "mixed": "amortised fKL and rKL"}
+"""What a fit says of itself."""
 
 
 def amortize(
@@ -63,13 +69,15 @@ def amortize(
         embedding_net: copied.
         before: what the posterior has now.
     """
-    _, x = check_simulations(*simulations, coords.dim_theta, coords.low.device)
+    pairs = Pairs(*check_simulations(*simulations, coords.dim_theta, coords.low.device))
+    if options.objective != "elbo":
+        _check_support(pairs.theta, coords)
     explicit, params, instance = choices
     kept = before if isinstance(before, AmortizedFit) and not options.retrain_from_scratch else None
     config = chosen_config(explicit, params, None if kept is None else kept.conditional.config, instance)
     method = method if params is None else params.vi_method
-    if method != "rKL":
-        said = f"train_amortized() maximises the ELBO, that is rKL: vi_method = {method!r} is not used."
+    if method not in _DIVERGENCES[options.objective]:
+        said = f"train_amortized() {_SAID[options.objective]}: vi_method = {method!r} is not used."
         warnings.warn(said, stacklevel=3)
     if isinstance(before, SingleFit | AutoFit):
         warnings.warn("train_amortized() replaces the fit to a single observation.", stacklevel=3)
@@ -77,12 +85,18 @@ def amortize(
         family = conditional_family(
             config,
             _of_kind(config.z_score_theta, prior, coords, instance.z_score_theta),
-            x,
+            pairs.x,
             embedding_net=copy.deepcopy(embedding_net),
             before=kept,
         )
-        _probe(family, potential, x)
-        return fit_amortized(family, potential, x, options)
+        _probe(family, potential, pairs.x)
+        return fit_amortized(family, potential, pairs, options)
+
+
+def _check_support(theta: Tensor, coords: Coordinates) -> None:
+    outside = int((~coords.contains(theta)).sum())
+    if outside:
+        raise ValueError(violation("theta", "rows within the prior's support", f"{outside} outside of it"))
 
 
 def _of_kind(wanted: ZScore, prior: Distribution, coords: Coordinates, kind: ZScore) -> Coordinates:
@@ -104,16 +118,16 @@ def _agree(coords: Coordinates, prior: Distribution, kind: ZScore) -> bool:
         again = coordinates(prior, z_score=kind)
     except ValueError:  # no support, so no map but the user's
         return False
-    with seeded(_HELD_OUT_SEED):
+    with seeded(HELD_OUT_SEED):
         z = torch.randn(16, coords.dim_z, dtype=torch.float64).to(coords.low.device)
     return again.dim_z == coords.dim_z and torch.allclose(again.to_theta(z)[0], coords.to_theta(z)[0])
 
 
 def _probe(family: ConditionalFamily, potential: BasePotential, x: Tensor) -> None:
     """Evaluate the potential once, so that a wrong shape shows before any fit."""
-    with torch.no_grad(), seeded(_HELD_OUT_SEED):
+    with torch.no_grad(), seeded(HELD_OUT_SEED):
         family.eval()
-        _loss(family, potential, x[:2], 2)
+        elbo(family, potential, x[:2], 2)
 
 
 def conditional_family(
@@ -151,149 +165,25 @@ def conditional_family(
 
 
 def fit_amortized(
-    family: ConditionalFamily, potential: BasePotential, x: Tensor, options: AmortizedOptions
+    family: ConditionalFamily, potential: BasePotential, pairs: Pairs, options: AmortizedOptions
 ) -> AmortizedFit:
-    """Fit q(theta | x), in place, to observations x (N, ...).
+    """Fit q(theta | x), in place, to simulations.
 
     Args:
         family: q.
         potential: log p(theta | x) + const, for pairs.
-        x: simulated observations; a share of them is held out.
+        pairs: simulations; a share of them is held out.
         options: see `AmortizedOptions`.
 
     Returns:
         The fit, with the weights of the lowest held-out loss. Ctrl-C ends it early.
     """
-    train, held_out = _split(x, options.validation_fraction)
-    held_out = held_out[: options.held_out_batch_size]
-    parameters: list[Tensor] = [p for p in family.parameters() if p.requires_grad]
-    fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
-    optimizer = torch.optim.Adam(parameters, lr=options.learning_rate, fused=fused)
-    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, options.gamma)
-    progress = _Progress(family, _held_out_loss(family, potential, held_out, options))
-    reason = f"reached max_num_iters = {options.max_num_iters}"
-    batches, bar = _batches(train, options.batch_size), _bar(options)
-    try:
-        for _ in bar:
-            family.train()
-            loss = _loss(family, potential, next(batches), options.n_particles)
-            moved = _step(loss, parameters, optimizer, options.clip_value)
-            if moved:
-                scheduler.step()
-            progress.record(loss, moved, _held_out_loss(family, potential, held_out, options))
-            if progress.since_best >= options.stop_after_iters:
-                reason = f"no lower held-out loss for stop_after_iters = {options.stop_after_iters} steps"
-                break
-            if progress.skipped_in_a_row >= _GIVE_UP:
-                reason = f"no finite loss or gradient for {_GIVE_UP} steps in a row"
-                break
-    except KeyboardInterrupt:
-        reason = "interrupted"
-    finally:
-        progress.restore()
-    return AmortizedFit(family, progress.trace(reason), options)
-
-
-class _Progress:
-    """Losses so far and the best weights."""
-
-    def __init__(self, family: ConditionalFamily, start: float) -> None:
-        self.family = family
-        self.losses: list[float] = []
-        self.held_out = [start]
-        self.best, self.best_iter = start, 0
-        self.skipped = self.skipped_in_a_row = self.excluded = 0
-        self._keep()
-
-    @property
-    def since_best(self) -> int:
-        return len(self.losses) - self.best_iter
-
-    def record(self, loss: Loss, moved: bool, held_out: float) -> None:
-        self.losses.append(loss.value)
-        self.held_out.append(held_out)
-        self.excluded += loss.excluded
-        self.skipped += not moved
-        self.skipped_in_a_row = 0 if moved else self.skipped_in_a_row + 1
-        if held_out < self.best or (math.isnan(self.best) and math.isfinite(held_out)):
-            self.best, self.best_iter = held_out, len(self.losses)
-            self._keep()
-
-    def _keep(self) -> None:
-        self._weights = {name: value.clone() for name, value in self.family.state_dict().items()}
-
-    def restore(self) -> None:
-        self.family.load_state_dict(self._weights)
-        self.family.eval()
-
-    def trace(self, reason: str) -> AmortizedTrace:
-        return AmortizedTrace(
-            loss=tuple(self.losses),
-            validation_loss=tuple(self.held_out[: len(self.losses) + 1]),
-            stop_reason=reason,
-            best_iter=self.best_iter,
-            skipped=self.skipped,
-            excluded=self.excluded,
-        )
-
-
-def _split(x: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
-    """Rows to train on and rows held out, at least one of each; the same ones for the same data."""
-    n_held_out = min(max(1, round(fraction * len(x))), len(x) - 1)
-    with seeded(_HELD_OUT_SEED):
-        order = torch.randperm(len(x)).to(x.device)
-    return x[order[n_held_out:]], x[order[:n_held_out]]
-
-
-def _batches(x: Tensor, size: int) -> Iterator[Tensor]:
-    """Batches without end, each x once in a round; a round's short rest is left out."""
-    size = min(size, len(x))
-    while True:
-        order = torch.randperm(len(x)).to(x.device)
-        for i in range(0, len(x) - size + 1, size):
-            yield x[order[i : i + size]]
-
-
-def _loss(family: ConditionalFamily, potential: BasePotential, x: Tensor, n: int) -> Loss:
-    """Minus the ELBO, averaged over x (M, ...)."""
-    path = torch.is_grad_enabled()
-    return reverse_kl(family.at(x), _paired_with(potential, x, n), n, stick_the_landing=path)
-
-
-def _paired_with(potential: BasePotential, x: Tensor, n: int) -> LogDensity:
-    """The potential of theta (n M, D), n rounds over x (M, ...)."""
-    repeated = x.expand(n, *x.shape).flatten(0, 1)
-
-    def log_p(theta: Tensor) -> Tensor:
-        return potential.evaluate(theta, repeated, x_is_iid=False)
-
-    return log_p
-
-
-@torch.no_grad()
-def _held_out_loss(
-    family: ConditionalFamily, potential: BasePotential, x: Tensor, options: AmortizedOptions
-) -> float:
-    family.eval()
-    with seeded(_HELD_OUT_SEED):
-        return _loss(family, potential, x, options.held_out_n_particles).value
-
-
-def _step(loss: Loss, parameters: list[Tensor], optimizer: torch.optim.Optimizer, clip_value: float) -> bool:
-    """One step of the optimiser; False, and nothing changed, if loss or gradient is not finite."""
-    if not (math.isfinite(loss.value) and bool(torch.isfinite(loss.surrogate))):
-        return False
-    optimizer.zero_grad(set_to_none=True)
-    loss.surrogate.backward()
-    if not bool(torch.isfinite(torch.nn.utils.clip_grad_norm_(parameters, clip_value))):
-        return False
-    optimizer.step()
-    return True
-
-
-def _bar(options: AmortizedOptions) -> Any:
-    if not options.show_progress_bar:
-        return range(options.max_num_iters)
-    from tqdm.auto import tqdm
-
-    return tqdm(range(options.max_num_iters), desc="Fitting q(theta | x)", leave=False)
+    train, held_out = pairs.split(options.validation_fraction)
+    if options.objective == "elbo":
+        trace = descend(family, Elbo(family, potential, train, held_out, options), options)
+        return AmortizedFit(family, trace, options)
+    trace = descend(family, Forward(family, train, held_out, options), options)
+    if options.objective == "mixed" and trace.stop_reason != INTERRUPTED:
+        both = Both(family, potential, train, held_out, options)
+        trace = replace(descend(family, both, options), before=trace)
+    return AmortizedFit(family, trace, options, method=METHODS[options.objective])

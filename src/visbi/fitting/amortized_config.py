@@ -9,7 +9,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from visbi.core.checks import finite_tensor, in_interval, positive, positive_int, same_length, violation
+from visbi.core.checks import (
+    finite_tensor,
+    in_interval,
+    one_of,
+    positive,
+    positive_int,
+    same_length,
+    violation,
+)
 from visbi.core.types import Seed, ZScore
 from visbi.families.base import LinkedFamily
 from visbi.families.conditional_config import ConditionalConfig
@@ -17,7 +25,10 @@ from visbi.families.names import CONDITIONAL_NAMES, ZukoFlowType, name_of
 from visbi.fitting.config import AUTO
 from visbi.fitting.parameters import VIPosteriorParameters, family_name
 
-__all__ = ["AmortizedOptions", "Choice", "check_simulations", "chosen_config"]
+__all__ = ["OBJECTIVES", "AmortizedOptions", "Choice", "check_simulations", "chosen_config"]
+
+OBJECTIVES = ("elbo", "forward", "mixed")
+"""What an amortised fit goes down: see `fitting.amortized_objectives`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +49,8 @@ class AmortizedOptions:
         show_progress_bar: show one.
         retrain_from_scratch: start from fresh weights.
         seed: makes the fit repeatable and leaves torch's global generator alone.
+        objective: one of `OBJECTIVES`. The number of steps above is, for "forward" and for the first stage of
+            "mixed", that of passes over the simulations, and all held-out ones are looked at.
     """
 
     n_particles: int = 128
@@ -53,8 +66,10 @@ class AmortizedOptions:
     show_progress_bar: bool = True
     retrain_from_scratch: bool = False
     seed: Seed = None
+    objective: str = "elbo"
 
     def __post_init__(self) -> None:
+        one_of("objective", self.objective, OBJECTIVES)
         for name in ("n_particles", "max_num_iters", "batch_size", "stop_after_iters"):
             object.__setattr__(self, name, positive_int(name, getattr(self, name)))
         for name in ("validation_batch_size", "validation_n_particles"):

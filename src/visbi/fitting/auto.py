@@ -24,8 +24,9 @@ from visbi.fitting.refine import Blend, around
 from visbi.fitting.single import Problem
 from visbi.fitting.state import AutoFit
 from visbi.fitting.target import Target
+from visbi.priors.transforms import Coordinates
 
-__all__ = ["CONCERNS_AUTO", "fit_auto", "idle_options", "no_rebuilding"]
+__all__ = ["CONCERNS_AUTO", "fit_auto", "fit_of", "idle_options", "no_rebuilding", "starting"]
 
 CONCERNS_AUTO = (
     "seed",
@@ -67,33 +68,55 @@ def fit_auto(problem: Problem, x: Tensor | None, options: TrainOptions, *, earli
     budget = Budget(options.max_potential_evals, options.max_seconds)
     target = Target(problem.log_p, problem.coords, budget)
     with _saying(options.show_progress_bar) as say:
-        answer = climb(target, start=_start(problem, options.init, earlier), say=say)
-    family = LinkedFamily(_body(answer.q), problem.coords, no_rebuilding)
-    draws = _weighted(problem, answer)
-    report = replace(
-        answer.report,
+        answer = climb(target, start=starting(problem.coords, options.init, earlier), say=say)
+    return fit_of(
+        problem.coords,
+        answer,
+        x,
+        options,
         modes=_modes(problem, answer),
         n_values=target.n_values,
         n_gradients=target.n_gradients,
         seconds=budget.seconds,
-        seed=None if options.seed is None else int(options.seed),
     )
+
+
+def fit_of(
+    coords: Coordinates, answer: Answer, x: Tensor | None, options: TrainOptions, **told: Any
+) -> AutoFit:
+    """The fit that an answer of the ladder is.
+
+    Args:
+        coords: in which the answer lives.
+        answer: the answer.
+        x: the observation, for the record.
+        options: what the fit was told.
+        **told: entries of the report that the ladder does not know.
+    """
+    family = LinkedFamily(_body(answer.q), coords, no_rebuilding)
+    seed = None if options.seed is None else int(options.seed)
+    report = replace(answer.report, seed=seed, **told)
     cut_short = report.stop_reason not in ("", "interrupted")
     trace = Trace((), report.stop_reason or f"answered by {report.rung}", cut_short=cut_short)
-    return AutoFit(family.requires_grad_(False), x, trace, options, report, draws)
+    return AutoFit(family.requires_grad_(False), x, trace, options, report, _weighted(coords, answer))
 
 
-def _start(problem: Problem, init: str | Tensor, earlier: Any) -> Mixture | None:
+def starting(coords: Coordinates, init: str | Tensor, earlier: Any) -> Mixture | None:
+    """What a climb may start from: moments of the draws `init` or of an earlier family, or nothing.
+
+    Raises:
+        ValueError: draws of another D.
+    """
     if isinstance(init, Tensor):
-        if init.shape[1] != problem.coords.dim_theta:
-            expected = f"draws of shape (N, {problem.coords.dim_theta})"
+        if init.shape[1] != coords.dim_theta:
+            expected = f"draws of shape (N, {coords.dim_theta})"
             raise ValueError(violation("init", expected, tuple(init.shape)))
-        theta = init.to(problem.coords.low)
+        theta = init.to(coords.low)
     elif earlier is not None:
         theta = earlier.sample((1024,))
     else:
         return None
-    return around(problem.coords.to_z(theta)[0].detach()[None])
+    return around(coords.to_z(theta)[0].detach()[None])
 
 
 def _body(q: Proposal) -> Body:
@@ -111,8 +134,8 @@ def no_rebuilding(dim: int) -> Body:
     raise ValueError(violation("q", "a family with fresh weights", "one that the automatic fit found"))
 
 
-def _weighted(problem: Problem, answer: Answer) -> WeightedDraws:
-    theta, ladj = problem.coords.to_theta(answer.z)
+def _weighted(coords: Coordinates, answer: Answer) -> WeightedDraws:
+    theta, ladj = coords.to_theta(answer.z)
     return WeightedDraws(theta, answer.ell - ladj, answer.log_q - ladj)
 
 

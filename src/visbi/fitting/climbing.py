@@ -183,6 +183,10 @@ class Group:
         """(F,) True."""
         return torch.ones(len(self.records), dtype=torch.bool, device=self.target.device)
 
+    def where(self, holds: Callable[[Record], bool]) -> Tensor:
+        """(F,) of which fits the record is such."""
+        return torch.tensor([holds(record) for record in self.records], device=self.target.device)
+
     def for_a_flow(self) -> Tensor:
         """(F,) whether a flow may fit better than any mixture: one mode, in more than a few dimensions."""
         few = self.target.dim < _FLOW_DIMENSIONS or not self.gradient

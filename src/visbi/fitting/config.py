@@ -22,7 +22,7 @@ from visbi.core.checks import (
 )
 from visbi.core.types import Seed
 
-__all__ = ["AUTO", "INITS", "METHODS", "QUALITY_METRICS", "TrainOptions"]
+__all__ = ["AUTO", "INITS", "INIT_DRAWS", "METHODS", "QUALITY_METRICS", "TrainOptions"]
 
 AUTO = "auto"
 """The `q` for which the family is found and not named."""
@@ -35,6 +35,8 @@ QUALITY_METRICS = ("psis", "prop", "prop_prior")
 
 INITS = ("prior", "match", "explore")
 """Names that `init` accepts."""
+INIT_DRAWS = 4096
+"""Of an earlier posterior that lends a start."""
 
 # which values they may take beside True and False
 _FLAGS: dict[str, tuple[None, ...]] = {

@@ -34,6 +34,7 @@ _SQUARES = 0.999
 _CLIP = 10.0
 _HOPELESS = 1e4
 _FEW_DIMENSIONS = 20
+_LAYERS, _SPLINES = 6, 4
 _AT_ONCE = 2048  # points, of all flows, whose scores are taken in one pass
 
 
@@ -259,13 +260,18 @@ def _last_fifth(elbos: Tensor) -> Tensor:
     return torch.where(number > 0, mean, -torch.inf)
 
 
-def flow_body(dim: int) -> CouplingBody:
-    """The flow that the ladder trains, for z in R^dim; networks are wider in many dimensions.
+def flow_body(dim: int, *, spline: bool = False) -> CouplingBody:
+    """A flow that the ladder trains, for z in R^dim; networks are wider in many dimensions.
+
+    Args:
+        dim: d.
+        spline: whether the layers are splines, for several modes.
 
     >>> flow_body(3).rsample_and_log_prob(2)[0].shape
     torch.Size([2, 3])
     """
-    return CouplingBody(dim, hidden_features=64 if dim <= _FEW_DIMENSIONS else 128)
+    width = 64 if dim <= _FEW_DIMENSIONS else 128
+    return CouplingBody(dim, _SPLINES if spline else _LAYERS, width, spline)
 
 
 def widened(body: CouplingBody) -> WidenedBody:

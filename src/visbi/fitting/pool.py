@@ -58,6 +58,10 @@ class Trial:
     share: Tensor
     khat: Tensor
 
+    def numbers(self, i: int) -> str:
+        """Those of one, in words."""
+        return f"k-hat {float(self.khat[i]):.2f} and an effective share of {float(self.share[i]):.2f}"
+
     @property
     def log_w(self) -> Tensor:
         """(F, n)."""
@@ -82,12 +86,15 @@ class Trial:
         return replace(self, z=self.z[:, :n], ell=self.ell[:, :n], log_q=self.log_q[:, :n])
 
     def better(self, other: "Trial", where: Tensor) -> "Trial":
-        """This one, and `other` for the fits `where`, (F,) bool."""
-        pairs = zip(
-            (self.z, self.ell, self.log_q, self.share, self.khat),
-            (other.z, other.ell, other.log_q, other.share, other.khat),
-            strict=True,
+        """This one, and `other` for the fits `where`, (F,) bool; as many draws as both have."""
+        if bool(where.all()) or not bool(where.any()):
+            return other if bool(where.all()) else self
+        n = min(self.ell.shape[1], other.ell.shape[1])
+        first, second = (
+            (trial.z, trial.ell, trial.log_q, trial.share, trial.khat)
+            for trial in (self.first(n), other.first(n))
         )
+        pairs = zip(first, second, strict=True)
         return Trial(*(torch.where(where[(...,) + (None,) * (a.ndim - 1)], b, a) for a, b in pairs))
 
 

@@ -187,13 +187,15 @@ class AmortizedTrace:
     """How an amortised fit went.
 
     Attributes:
-        loss: minus the ELBO of each step's batch, in nats.
-        validation_loss: the same on held-out x, always the same ones with the same noise; its first entry
-            belongs to the weights before the first step.
+        loss: the objective at each step's batch, in nats: minus the ELBO, minus the mean log q (there of each
+            pass), or their sum.
+        validation_loss: the same on held-out simulations, always the same ones with the same noise; its first
+            entry belongs to the weights before the first step.
         stop_reason: why the fit ended, in a sentence.
         best_iter: after how many steps the weights that were kept had been reached.
         skipped: steps whose loss or gradient was not finite.
         excluded: particles, over all steps, whose potential was not finite.
+        before: of a mixed fit, how its first stage went, down the forward objective alone.
     """
 
     loss: tuple[float, ...]
@@ -202,6 +204,7 @@ class AmortizedTrace:
     best_iter: int
     skipped: int = 0
     excluded: int = 0
+    before: "AmortizedTrace | None" = None
     cut_short = False
 
     @property

@@ -1,5 +1,5 @@
 """Posteriors as files: tensors and JSON, never a pickle."""
 
-from visbi.saving.posterior import Parts, load_parts, save_parts
+from visbi.saving.posterior import VOCABULARY, Parts, load_parts, save_parts
 
-__all__ = ["Parts", "load_parts", "save_parts"]
+__all__ = ["VOCABULARY", "Parts", "load_parts", "save_parts"]

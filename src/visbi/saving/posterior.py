@@ -40,10 +40,10 @@ from visbi.saving.estimators import ESTIMATORS, POTENTIALS, UsersPotential
 from visbi.saving.families import FAMILIES, UsersFamily
 from visbi.saving.fits import CALLABLES, FITS, StoredFit
 
-__all__ = ["Parts", "load_parts", "save_parts"]
+__all__ = ["VOCABULARY", "Parts", "load_parts", "save_parts"]
 
 _KIND = "posterior"
-_VOCABULARY = Vocabulary(
+VOCABULARY = Vocabulary(
     kinds=(
         *DISTRIBUTIONS,
         *TRANSFORMS,
@@ -58,6 +58,8 @@ _VOCABULARY = Vocabulary(
     ),
     names=CALLABLES,
 )
+"""All that may occur in a file."""
+
 _KEYWORDS = (
     "potential_fn",
     "prior",
@@ -120,7 +122,7 @@ def save_parts(path: str | os.PathLike[str], parts: Parts, *, z_score: ZScore) -
     Raises:
         OSError: it cannot be written.
     """
-    encoder = Encoder(_VOCABULARY)
+    encoder = Encoder(VOCABULARY)
     content: dict[str, Any] = {"prior": encoder.encode(Otherwise(parts.prior, Given("prior")), "prior")}
     transform = Given("theta_transform", required="prior" not in encoder.missing)
     stand_ins = {
@@ -164,7 +166,7 @@ def load_parts(path: str | os.PathLike[str], given: Mapping[str, Any], *, option
         missing, optional = dict(content["missing"]), list(content["optional"])
     _check_given(path, missing, optional, given)
     with _reading(path):
-        decoder = Decoder(_VOCABULARY, archive.tensors, given)
+        decoder = Decoder(VOCABULARY, archive.tensors, given)
         names = ("prior", "coords", "potential", "family", "fit", "options", "x", "map")
         stored = {name: decoder.decode(content[name]) for name in names}
         _check_types(stored, missing)
@@ -187,7 +189,7 @@ def _reading(path: str | os.PathLike[str]) -> Iterator[None]:
 
 def _storable(value: Any) -> bool:
     try:
-        Encoder(_VOCABULARY).encode(value, "")
+        Encoder(VOCABULARY).encode(value, "")
     except Unstorable:
         return False
     return True

@@ -1,17 +1,14 @@
-"""Chunks of runs over joblib's workers, with a progress bar and a store.
+"""Chunks of runs over joblib's workers (`core.parallel`), with a progress bar and a store.
 
-Which backend runs them (loky processes, threads, Dask, Ray) is for the caller's
-`joblib.parallel_config` to say. Chunks finish in any order and are put back into theirs.
+Chunks finish in any order and are put back into theirs.
 """
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from visbi.core.parallel import in_parallel
 from visbi.core.random import spawn_seeds
 from visbi.simulators.calling import CallStyle, Simulator
 from visbi.simulators.chunk import ChunkResult, run_chunk
@@ -70,7 +67,9 @@ def run_plan(
         desc="simulating",
         disable=not show_progress_bar,
     ) as bar:
-        for index, result in _in_parallel(plan, todo, workers):
+        theta = plan.theta.numpy()
+        tasks = ((i, plan.simulator, plan.style, theta[plan.slice(i)], seeds) for i, seeds in todo)
+        for index, result in in_parallel(_task, tasks, workers):
             if store is not None:
                 store.save(index, result)
             done[index] = result
@@ -78,29 +77,6 @@ def run_plan(
             bar.update(len(result.succeeded))
             bar.set_postfix_str(f"{failed} failed" if failed else "")
     return [done[i] for i in range(plan.n_chunks)]
-
-
-def _in_parallel(
-    plan: Plan, todo: list[tuple[int, list[int]]], workers: int | None
-) -> Iterator[tuple[int, ChunkResult]]:
-    from joblib import Parallel, delayed, effective_n_jobs
-
-    theta = plan.theta.numpy()
-    tasks = (delayed(_task)(i, plan.simulator, plan.style, theta[plan.slice(i)], seeds) for i, seeds in todo)
-    try:
-        parallel = Parallel(n_jobs=workers, return_as="generator_unordered")
-    except ValueError:  # a backend that hands over whole lists only: give it a few chunks at a time
-        parallel = Parallel(n_jobs=workers)
-        for wave in _waves(tasks, 4 * effective_n_jobs(workers)):  # type: ignore[arg-type]
-            yield from parallel(wave)  # type: ignore[misc]
-        return
-    yield from parallel(tasks)  # type: ignore[misc]
-
-
-def _waves(tasks: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    iterator = iter(tasks)
-    while wave := list(islice(iterator, size)):
-        yield wave
 
 
 def _task(

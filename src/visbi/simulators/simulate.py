@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from visbi.core.checks import finite_tensor, non_negative_int, positive_int, violation
+from visbi.core.parallel import check_workers
 from visbi.core.random import fresh_seed, spawn_seeds
 from visbi.simulators.calling import CallStyle, Simulator, detect
 from visbi.simulators.chunk import ChunkResult, check_shape
@@ -82,10 +83,7 @@ def simulate(
     n = positive_int("n", n)
     if not callable(simulator):
         raise TypeError(violation("simulator", "a callable, theta -> x", type(simulator).__name__))
-    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers == 0):
-        raise ValueError(
-            violation("workers", "a whole number >= 1, -1 for all cores, or None", repr(workers))
-        )
+    check_workers(workers)
     if batch_size is not None:
         batch_size = positive_int("batch_size", batch_size)
     folder = None if store is None else Path(store)

@@ -1,0 +1,76 @@
+"""Corrected draws of many fits: pools of each q's own draws, weighed in common calls of the potential."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from visbi.certificate.correction import WeightedDraws
+from visbi.many.rows import evaluate_each
+from visbi.posterior import VIPosterior
+
+__all__ = ["corrected"]
+
+_FEWEST = 4096  # draws of q that corrected ones are taken from
+_IN_A_GROUP = 65_536  # rows of theta
+
+
+def corrected(posteriors: Sequence[VIPosterior], n: int, *, in_rows: bool) -> list[Tensor]:
+    """n corrected draws (n, D) of each; those that weigh nothing at all are given as NaN.
+
+    Args:
+        posteriors: of one potential, each fitted to one observation.
+        n: how many.
+        in_rows: whether the potential takes rows of theta and x.
+    """
+    pools: dict[int, WeightedDraws] = {}
+    wanted = {i: _wanted(posterior, n) for i, posterior in enumerate(posteriors)}
+    while wanted:
+        for group in _groups(wanted):
+            _grow(posteriors, pools, {i: wanted[i] for i in group}, in_rows=in_rows)
+        wanted = {i: m for i in wanted if (m := pools[i].needed(n)) > len(pools[i].theta)}
+    return [_resampled(pools[i], n) for i in range(len(posteriors))]
+
+
+def _wanted(posterior: VIPosterior, n: int) -> int:
+    draws = getattr(posterior.fit, "draws", None)
+    return _FEWEST if draws is None else max(draws.needed(n), _FEWEST)
+
+
+def _groups(wanted: dict[int, int]) -> list[list[int]]:
+    groups: list[list[int]] = [[]]
+    rows = 0
+    for i, m in wanted.items():
+        if groups[-1] and rows + m > _IN_A_GROUP:
+            groups.append([])
+            rows = 0
+        groups[-1].append(i)
+        rows += m
+    return groups
+
+
+@torch.no_grad()
+def _grow(
+    posteriors: Sequence[VIPosterior],
+    pools: dict[int, WeightedDraws],
+    wanted: dict[int, int],
+    *,
+    in_rows: bool,
+) -> None:
+    theta, log_q, x = [], [], []
+    for i, m in wanted.items():
+        fit, there = posteriors[i].fit, len(pools[i].theta) if i in pools else 0
+        each, density = fit.family.sample_and_log_prob(m - there)  # type: ignore[union-attr]
+        theta.append(each)
+        log_q.append(density)
+        x.append(fit.x)  # type: ignore[union-attr]
+    log_p = evaluate_each(posteriors[0].potential_fn, theta, x, in_rows=in_rows)
+    for i, *parts in zip(wanted, theta, log_p, log_q, strict=True):
+        more = WeightedDraws(*parts)
+        pools[i] = pools[i].with_(more) if i in pools else more
+
+
+def _resampled(draws: WeightedDraws, n: int) -> Tensor:
+    if not bool((draws.log_p - draws.log_q).isfinite().any()):
+        return draws.theta.new_full((n, draws.theta.shape[1]), torch.nan)
+    return draws.resampled(n)

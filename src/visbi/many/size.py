@@ -1,0 +1,66 @@
+r"""How many observations fit into memory at once.
+
+A chunk of F fits holds, at its widest, F times `_DRAWS` rows of theta with a few copies of them, and a part
+of those rows inside the potential with everything that its gradient needs:
+
+    F * _DRAWS * (_COPIES * D * 8 bytes)  +  min(F * _DRAWS, _AT_ONCE) * width  <=  memory.
+
+The width of a potential, in bytes a row, is measured: what autograd keeps for one row more.
+"""
+
+import torch
+from torch import Tensor
+
+from visbi.potentials.base import BasePotential
+
+__all__ = ["rows_per_chunk", "width"]
+
+_DRAWS = 16_384  # that a certificate rests on
+_AT_ONCE = 16_384  # rows in one call of the potential
+_COPIES = 6  # of draws: z, theta, gradients and what is made on the way
+_MOST = 64  # a kill costs a chunk, and workers share whole ones
+
+
+def rows_per_chunk(n_obs: int, dim: int, width: float, memory: float) -> int:
+    """Observations in a chunk, 1 to 64, for `memory` bytes; a function of its arguments alone.
+
+    >>> rows_per_chunk(1000, 2, 1000.0, 2**30), rows_per_chunk(1000, 200, 1000.0, 2**30)
+    (64, 6)
+    """
+    left = memory - _AT_ONCE * width
+    each = _DRAWS * _COPIES * dim * 8
+    return max(1, min(_MOST, n_obs, int(left // each)))
+
+
+def width(potential: BasePotential, theta: Tensor, x: Tensor, *, in_rows: bool) -> float:
+    """Bytes that the potential's gradient keeps for a row of theta; 0 where there is none.
+
+    Args:
+        potential: log p(theta | x) + const.
+        theta: (M, D) in the prior's support.
+        x: (M, ...) rows for them, or one observation as `evaluate` takes it if the potential does not take
+            rows.
+        in_rows: whether it does.
+    """
+    few, many = -(-len(theta) // 4), len(theta)
+    if few == many:
+        return 0.0
+    kept = {n: _kept(potential, theta[:n], x[:n] if in_rows else x, in_rows) for n in (few, many)}
+    return max(0.0, (kept[many] - kept[few]) / (many - few))
+
+
+def _kept(potential: BasePotential, theta: Tensor, x: Tensor, in_rows: bool) -> int:
+    total = 0
+
+    def pack(tensor: Tensor) -> Tensor:
+        nonlocal total
+        total += tensor.numel() * tensor.element_size()
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        leaf = theta.detach().clone().requires_grad_()
+        if in_rows:
+            potential.evaluate(leaf, x, x_is_iid=False)
+        else:
+            potential.evaluate(leaf, x)
+    return total

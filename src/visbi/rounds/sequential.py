@@ -1,0 +1,301 @@
+r"""From a simulator to a certified posterior: sequential neural likelihood with variational inference (SNVI).
+
+1. Simulate: at draws of the prior, and in every further round where `proposal` says.
+2. Learn the likelihood from the runs of all rounds, going on from the networks of the round before. A
+   likelihood learnt by maximum likelihood does not depend on the distribution of the thetas (Papamakarios,
+   Sterratt, Murray: Sequential neural likelihood. AISTATS 2019), so all runs serve as they are.
+3. Fit q to the posterior that follows, from the q before and from a fresh exploration, and certify it
+   (Glöckler, Deistler, Macke: Variational methods for simulation-based inference. ICLR 2022).
+4. Weigh both errors (`errors`) and stop if another round would not show (`stopping`).
+"""
+
+import copy
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.distributions import Distribution
+
+from visbi.core.checks import finite_tensor, in_interval, one_of, positive_int, violation
+from visbi.core.random import fresh_seed, seeded, spawn_seeds
+from visbi.core.types import Seed
+from visbi.estimators import FLOWS, TrainedLikelihood, TrainingOptions
+from visbi.fitting.config import AUTO, TrainOptions
+from visbi.posterior import VIPosterior
+from visbi.potentials import LikelihoodPotential
+from visbi.priors import as_prior, coordinates
+from visbi.rounds.errors import Errors, error_of_q, likelihood_spread, moved
+from visbi.rounds.learning import Learning, learning_set
+from visbi.rounds.proposal import RoundProposal
+from visbi.rounds.result import Inference, Round
+from visbi.rounds.stopping import reason_to_stop
+from visbi.rounds.store import RoundStore, seed_of
+from visbi.simulators import Simulations, simulate
+
+__all__ = ["infer"]
+
+_JUDGED = 4096  # draws of a posterior at which its likelihood is judged
+_OF_A_NAMED_Q = {"init": "explore", "max_num_iters": 500}
+_SEEDS = 4  # of a round: simulate, learn, fit, judge
+
+
+def infer(
+    simulator: Callable[..., Any],
+    prior: Distribution,
+    x_o: Tensor,
+    *,
+    simulations: int | Sequence[int] = 10_000,
+    rounds: int = 4,
+    q: str = AUTO,
+    prior_share: float = 0.2,
+    stop_early: bool = True,
+    usable: Callable[[Tensor], Tensor] | None = None,
+    flow: str = "auto",
+    num_transforms: int = 3,
+    hidden_features: int = 64,
+    ensemble: int = 2,
+    options: TrainingOptions | None = None,
+    train: dict[str, Any] | None = None,
+    workers: int | None = 1,
+    store: str | Path | None = None,
+    seed: Seed = None,
+    show_progress_bar: bool = True,
+    on_round: Callable[[Round], None] | None = None,
+) -> Inference:
+    """Infer theta from one observation of a simulator.
+
+    Args:
+        simulator: theta -> x, single or batched, NumPy or torch; see `visbi.simulators.simulate`. Runs that
+            fail are left out, so the likelihood is that of runs that succeed.
+        prior: over theta, event_shape (D,).
+        x_o: the observation, of the shape of one x.
+        simulations: runs in all rounds together, or in each of them.
+        rounds: how many; the first simulates at draws of the prior. Not used if `simulations` says.
+        q: the family of the posterior; "auto" finds one, and corrects its draws.
+        prior_share: share of later rounds that tests the rest of what the posterior has not ruled out.
+        stop_early: end before all simulations are spent if another round would move the posterior by less
+            than its own error; needs an `ensemble`.
+        usable: x (N, ...) -> (N,) bool: runs the likelihood is learnt from. Leave out only what is so far
+            from x_o that no theta of interest produces it; None keeps all.
+        flow, num_transforms, hidden_features: of the likelihood: "nsf", "maf" or "auto", which takes splines
+            where x has few entries; its layers; the width of its networks.
+        ensemble: networks that are averaged; of one, the likelihood's error is not known.
+        options: of the likelihood's training; None takes the usual ones, with batches that suit the number of
+            runs.
+        train: keywords for `VIPosterior.train`; `quality_control=False` keeps the last q's from warning.
+        workers: processes that simulate.
+        store: a folder that keeps finished chunks of simulations, networks and fits. The same call on the
+            same folder goes on where a killed one stopped and gives the same numbers as an undisturbed run.
+        seed: makes everything repeatable and leaves torch's global generator alone; None draws one from it,
+            or takes that of an existing `store`.
+        show_progress_bar: show them.
+        on_round: called with each finished round, those that a store had kept included.
+
+    Raises:
+        ValueError: x_o not finite or of another shape than x, numbers out of range, too few usable runs, a
+            `usable` that does not return one bool for each, or a `store` of another inference.
+
+    Warns:
+        UserWarning: the certificate of the last q is "suspect" or "failed".
+
+    >>> from visbi.simulators.zoo import linear_gaussian
+    >>> task = linear_gaussian.task()
+    >>> result = infer(task.simulator, task.prior, task.x_o, simulations=600, rounds=2, ensemble=2,
+    ...     options=TrainingOptions(max_epochs=30), seed=0, show_progress_bar=False)
+    >>> result.posterior.sample((5,)).shape, result.n_simulations, result.errors.spend_on
+    (torch.Size([5, 2]), 600, 'more simulations')
+    """
+    in_interval("prior_share", prior_share, 0.0, 1.0, closed="lr")
+    one_of("flow", flow, (AUTO, *FLOWS))
+    VIPosterior(_flat, as_prior(prior), q=q)  # says what is wrong with a name before anything is simulated
+    TrainOptions.from_keywords(dict(train or {}))
+    plan = _Plan(
+        simulator=simulator,
+        prior=as_prior(prior),
+        x_o=finite_tensor("x_o", x_o),
+        counts=_counts(simulations, rounds),
+        q=q,
+        prior_share=prior_share,
+        usable=usable,
+        learning=Learning(
+            flow=flow,
+            num_transforms=positive_int("num_transforms", num_transforms),
+            hidden_features=positive_int("hidden_features", hidden_features),
+            ensemble=positive_int("ensemble", ensemble),
+            options=options,
+        ),
+        train=dict(train or {}),
+        workers=workers,
+        show=show_progress_bar,
+    )
+    folder = None if store is None else Path(store)
+    root = _root_seed(seed, folder)
+    kept = None if folder is None else RoundStore.open(folder, plan.prior, _settings(plan, root))
+    return _run(plan, kept, root, stop_early, on_round)
+
+
+def _flat(theta: Tensor, x_o: Tensor | None) -> Tensor:
+    return theta.new_zeros(len(theta))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """What was asked for, checked."""
+
+    simulator: Callable[..., Any]
+    prior: Distribution
+    x_o: Tensor
+    counts: tuple[int, ...]
+    q: str
+    prior_share: float
+    usable: Callable[[Tensor], Tensor] | None
+    learning: Learning
+    train: dict[str, Any]
+    workers: int | None
+    show: bool
+
+
+def _run(
+    plan: _Plan,
+    store: RoundStore | None,
+    root: int,
+    stop_early: bool,
+    on_round: Callable[[Round], None] | None,
+) -> Inference:
+    seeds = spawn_seeds(root, _SEEDS * len(plan.counts))
+    runs: list[Simulations] = []
+    done: list[Round] = []
+    last: Round | None = None  # with a posterior of its own: what users do with theirs changes nothing
+    reason = "all simulations are spent"
+    for number, n in enumerate(plan.counts):
+        own = seeds[_SEEDS * number : _SEEDS * (number + 1)]
+        proposal = RoundProposal(last.posterior, prior_share=plan.prior_share) if last else plan.prior
+        runs.append(
+            simulate(
+                plan.simulator,
+                proposal,
+                n,
+                seed=own[0],
+                workers=plan.workers,
+                show_progress_bar=plan.show,
+                store=None if store is None else store.simulations(number),
+            )
+        )
+        last = _round(plan, runs, last, store, own)
+        done.append(replace(last, posterior=copy.copy(last.posterior)))
+        if on_round is not None:
+            on_round(done[-1])
+        if stop_early and (settled := reason_to_stop([each.errors for each in done])):
+            reason = settled
+            break
+    report = done[-1].report
+    if report.status in ("suspect", "failed") and plan.train.get("quality_control", True):
+        warnings.warn(f"Quality of q: k-hat {report.khat:.2f}. {report.sentence}", stacklevel=3)
+    return Inference(done[-1].posterior, tuple(runs), tuple(done), reason)
+
+
+def _round(
+    plan: _Plan, runs: list[Simulations], before: Round | None, store: RoundStore | None, seeds: list[int]
+) -> Round:
+    """The round after the last of the runs: learnt, fitted and judged, or taken from the store."""
+    number = len(runs) - 1
+    x_o = _one_observation(plan.x_o, runs[0].x)
+    theta, x = learning_set(runs, plan.usable)
+    learnt = None if store is None else store.likelihood(number)
+    if learnt is None:
+        earlier = None if before is None else before.likelihood
+        coords = coordinates(plan.prior)
+        learnt = plan.learning.learn(
+            theta, x, coords, earlier=earlier, seed=seeds[1], show_progress_bar=plan.show
+        )
+        if store is not None:
+            store.save_likelihood(number, learnt)
+    finished = None if store is None else store.round(number)
+    if finished is None:
+        posterior = _fitted(plan, learnt, x_o, before, seeds[2])
+        errors = _judged(posterior, learnt, x_o, before, seeds[3])
+        if store is not None:
+            store.save_round(number, posterior, asdict(errors))
+    else:
+        posterior, numbers = finished
+        errors = Errors(**numbers)
+    return Round(runs[-1], len(theta), learnt, posterior, errors)
+
+
+def _fitted(
+    plan: _Plan, learnt: TrainedLikelihood, x_o: Tensor, before: Round | None, seed: int
+) -> VIPosterior:
+    """q fitted to the learnt likelihood; q="auto" looks around anew and begins with the q before too."""
+    posterior = VIPosterior(LikelihoodPotential(learnt.estimator, plan.prior), plan.prior, q=plan.q)
+    keywords: dict[str, Any] = {"seed": seed, "show_progress_bar": plan.show}
+    if plan.q == AUTO:
+        keywords["allow_failed"] = True  # a later round may mend it
+        if before is not None:
+            keywords["init"] = before.posterior
+    else:
+        keywords |= _OF_A_NAMED_Q
+    posterior.train(x_o, **{**keywords, **plan.train, "quality_control": False})
+    with seeded(seed):
+        _ = posterior.report  # made on first use: here, under the seed
+    return posterior
+
+
+def _judged(
+    posterior: VIPosterior, learnt: TrainedLikelihood, x_o: Tensor, before: Round | None, seed: int
+) -> Errors:
+    with seeded(seed):
+        theta = posterior.sample((_JUDGED,))
+    return Errors(
+        q=error_of_q(posterior),
+        likelihood=likelihood_spread(learnt.estimator, theta, x_o),
+        moved=None
+        if before is None
+        else moved(before.posterior.potential_fn, posterior.potential_fn, theta, x_o),
+        q_status=posterior.report.status,
+    )
+
+
+def _counts(simulations: int | Sequence[int], rounds: int) -> tuple[int, ...]:
+    """Simulations of each round."""
+    if isinstance(simulations, Sequence):
+        if not simulations:
+            raise ValueError(violation("simulations", "a number, or one for each round", simulations))
+        return tuple(positive_int("simulations", n) for n in simulations)
+    total, rounds = positive_int("simulations", simulations), positive_int("rounds", rounds)
+    if total < rounds:
+        raise ValueError(violation("simulations", f"at least one for each of {rounds} rounds", total))
+    first = total // rounds
+    return (*[first] * (rounds - 1), total - first * (rounds - 1))
+
+
+def _root_seed(seed: Seed, folder: Path | None) -> int:
+    if seed is not None:
+        return int(seed)
+    before = None if folder is None else seed_of(folder)
+    return fresh_seed() if before is None else before
+
+
+def _settings(plan: _Plan, root: int) -> dict[str, Any]:
+    """What decides the numbers, as JSON values."""
+    return {
+        "seed": root,
+        "simulations": list(plan.counts),
+        "x_o": plan.x_o.double().flatten().tolist(),
+        "q": str(plan.q),
+        "prior_share": plan.prior_share,
+        "usable": None if plan.usable is None else getattr(plan.usable, "__qualname__", "given"),
+        "train": {name: repr(value) for name, value in sorted(plan.train.items())},
+        **asdict(plan.learning),
+    }
+
+
+def _one_observation(x_o: Tensor, x: Tensor) -> Tensor:
+    """x_o as (1, ...), of the shape of the simulations."""
+    if x_o.shape == x.shape[1:]:
+        return x_o[None].to(x.dtype)
+    if x_o.shape == (1, *x.shape[1:]):
+        return x_o.to(x.dtype)
+    raise ValueError(violation("x_o", f"the shape of one x, {tuple(x.shape[1:])}", tuple(x_o.shape)))

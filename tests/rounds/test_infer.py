@@ -1,0 +1,273 @@
+"""`infer`: the right posterior where it is known, repeatable, and clear about what it cannot use."""
+
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import visbi
+from visbi.estimators import TrainingOptions
+from visbi.rounds import Inference, Round, RoundProposal, infer, sequential
+from visbi.simulators.zoo import linear_gaussian
+
+TASK = linear_gaussian.task()
+TINY: dict[str, Any] = dict(
+    simulations=(100, 80, 80),
+    q="gaussian",
+    ensemble=2,
+    num_transforms=1,
+    hidden_features=8,
+    stop_early=False,
+    options=TrainingOptions(max_epochs=2),
+    train={"max_num_iters": 5, "init": "prior", "quality_control": False},
+    show_progress_bar=False,
+)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def tiny(simulator=TASK.simulator, x_o: Tensor = TASK.x_o, **changes) -> Inference:
+    return infer(simulator, TASK.prior, x_o, **{**TINY, **changes})
+
+
+def _seeded_draws(result: Inference) -> Tensor:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        return result.posterior.sample((50,))
+
+
+@pytest.fixture(scope="module")
+def fitted() -> Inference:
+    return infer(
+        TASK.simulator,
+        TASK.prior,
+        TASK.x_o,
+        simulations=1000,
+        rounds=2,
+        ensemble=2,
+        flow="maf",
+        num_transforms=1,
+        hidden_features=16,
+        seed=0,
+        show_progress_bar=False,
+    )
+
+
+def test_it_is_visbi_infer() -> None:
+    assert visbi.infer is infer
+
+
+def test_near_the_analytic_posterior(fitted: Inference) -> None:
+    assert TASK.posterior is not None
+    truth = TASK.posterior(TASK.x_o)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        draws = fitted.posterior.sample((20_000,))
+    sd = truth.covariance_matrix.diagonal().sqrt()  # type: ignore[attr-defined]
+    assert ((draws.mean(0) - truth.mean) / sd).abs().max() < 0.3  # type: ignore[attr-defined]
+    assert (draws.std(0) / sd - 1).abs().max() < 0.2
+
+
+def test_what_it_returns(fitted: Inference) -> None:
+    assert [len(runs) for runs in fitted.simulations] == [500, 500] and fitted.n_simulations == 1000
+    assert len(fitted.rounds) == 2 and fitted.posterior is fitted.rounds[-1].posterior
+    assert [done.n_used for done in fitted.rounds] == [500, 1000]  # all rounds' runs are used again
+    assert fitted.errors is fitted.rounds[-1].errors and fitted.rounds[0].errors.moved is None
+    assert fitted.posterior.report.status in ("ok", "corrected")
+
+
+def test_it_says_which_error_is_the_larger(fitted: Inference) -> None:
+    said = str(fitted)
+    errors = fitted.errors
+    assert errors.likelihood is not None and errors.q < 0.01 < errors.likelihood < 0.3
+    assert f"error of q {errors.q:.3f}" in said
+    assert f"error of the learned likelihood {errors.likelihood:.3f}" in said
+    assert "spend next on: more simulations" in said and str(fitted.posterior.report) in said
+
+
+def test_later_rounds_simulate_near_the_posterior(fitted: Inference) -> None:
+    assert TASK.posterior is not None
+    mean = TASK.posterior(TASK.x_o).mean  # type: ignore[attr-defined]
+    spread = [(s.theta - mean).square().mean() for s in fitted.simulations]
+    assert spread[1] < 0.7 * spread[0]
+
+
+def test_the_networks_go_on_from_those_of_the_round_before() -> None:
+    still = TrainingOptions(max_epochs=1, learning_rate=1e-12, weight_decay=0.0)
+    result = tiny(seed=0, options=still)
+    first, second = (done.likelihood.estimator.members for done in result.rounds[:2])
+    for before, after in zip(first, second, strict=True):
+        assert torch.equal(before.standardise_x.scale, after.standardise_x.scale)
+        for old, new in zip(before.flow.parameters(), after.flow.parameters(), strict=True):
+            assert torch.allclose(old, new, atol=1e-6)
+
+
+def test_seed_repeats_and_leaves_the_generator_alone() -> None:
+    before = torch.random.get_rng_state()
+    first, again, other = tiny(seed=3), tiny(seed=3), tiny(seed=4)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert torch.equal(_seeded_draws(first), _seeded_draws(again))
+    assert first.posterior.report == again.posterior.report and first.errors == again.errors
+    assert not torch.equal(_seeded_draws(first), _seeded_draws(other))
+
+
+def test_without_a_seed_torch_s_generator_decides() -> None:
+    results = []
+    for seed in (1, 1, 2):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            results.append(tiny(simulations=(100,)).simulations[0].theta)
+    assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
+
+
+def test_on_round_sees_every_round_in_order_and_changes_nothing() -> None:
+    seen: list[Round] = []
+
+    def look(done: Round) -> None:
+        seen.append(done)
+        done.posterior.sample((30_000,), correct=True)  # its pool of draws grows
+
+    result = tiny(on_round=look, seed=0)
+    assert tuple(seen) == result.rounds and len(seen) == 3
+    undisturbed = tiny(seed=0)
+    assert torch.equal(result.simulations[2].theta, undisturbed.simulations[2].theta)
+
+
+def test_one_number_of_simulations_is_split_over_the_rounds() -> None:
+    result = tiny(simulations=302, rounds=3, seed=0)
+    assert [len(runs) for runs in result.simulations] == [100, 100, 102]
+
+
+def test_stops_when_another_round_would_not_show() -> None:
+    told = tiny(simulations=(300,) * 4, stop_early=True, seed=0, options=TrainingOptions(max_epochs=1))
+    errors = [done.errors for done in told.rounds]
+    last = errors[-1]
+    if len(told.rounds) < 4:
+        assert (
+            last.moved is not None and last.moved < last.own and "less than its own error" in told.stop_reason
+        )
+    for earlier in errors[:-1]:
+        assert earlier.moved is None or earlier.moved >= earlier.own
+    spent = tiny(simulations=(300,) * 4, seed=0, options=TrainingOptions(max_epochs=1))
+    assert len(spent.rounds) == 4 and spent.stop_reason == "all simulations are spent"
+    assert len(told.rounds) < 4  # of barely trained networks the posteriors differ more than rounds move them
+
+
+def test_one_network_has_no_spread_and_never_stops() -> None:
+    result = tiny(ensemble=1, stop_early=True, seed=0)
+    assert len(result.rounds) == 3 and result.errors.likelihood is None
+    assert "not known" in str(result)
+
+
+def test_flow_by_the_length_of_x() -> None:
+    def long(theta: Tensor) -> Tensor:
+        return torch.cat([theta + torch.randn_like(theta) for _ in range(10)], -1)
+
+    short_x = tiny(simulations=(100,), seed=0).rounds[0].likelihood.estimator.members[0]
+    long_x = tiny(long, torch.zeros(20), simulations=(100,), seed=0).rounds[0].likelihood.estimator.members[0]
+    assert (short_x.config.flow, long_x.config.flow) == ("nsf", "maf")
+    named = tiny(simulations=(100,), flow="maf", seed=0).rounds[0].likelihood.estimator.members[0]
+    assert named.config.flow == "maf"
+
+
+def test_the_prior_s_share_reaches_the_proposal(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = []
+
+    class Recorded(RoundProposal):
+        def __init__(self, posterior, *, prior_share: float) -> None:
+            shares.append(prior_share)
+            super().__init__(posterior, prior_share=prior_share)
+
+    monkeypatch.setattr(sequential, "RoundProposal", Recorded)
+    tiny(simulations=(100, 60), prior_share=0.3, seed=0)
+    assert shares == [0.3]
+
+
+def test_failed_runs_are_counted_and_left_out() -> None:
+    def fails(theta: Tensor) -> Tensor:
+        x = TASK.simulator(theta)
+        x[theta[:, 0] > 1.0] = torch.nan
+        return x
+
+    result = tiny(fails, simulations=(200, 80), seed=0)
+    assert result.n_simulations == 280 and result.simulations[0].n_failed > 0
+    assert result.rounds[1].n_used == 280 - sum(runs.n_failed for runs in result.simulations)
+
+
+def test_usable_leaves_runs_out() -> None:
+    kept = tiny(simulations=(400,), usable=lambda x: x[:, 0] < 0, seed=0).rounds[0].n_used
+    assert 100 < kept < 300
+
+
+def test_x_o_may_have_a_leading_one() -> None:
+    flat, row = tiny(seed=0), tiny(x_o=TASK.x_o[None], seed=0)
+    assert torch.equal(_seeded_draws(flat), _seeded_draws(row))
+
+
+def test_warns_of_a_doubtful_q() -> None:
+    far = dict(x_o=torch.full((2,), 30.0), simulations=(100,), seed=0)
+    train = {"max_num_iters": 1, "init": "prior"}  # q stays at the prior, far from what x_o asks for
+    with pytest.warns(UserWarning, match="Quality of q"):
+        result = tiny(**far, train=train)
+    assert result.posterior.report.status in ("suspect", "failed")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tiny(**far, train={**train, "quality_control": False})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(x_o=torch.tensor([0.0, torch.nan])), "`x_o`: expected finite numbers"),
+        (dict(x_o=torch.zeros(3)), r"`x_o`: expected the shape of one x, \(2,\); got \(3,\)"),
+        (dict(x_o=torch.zeros(2, 2)), "`x_o`: expected the shape of one x"),
+        (dict(simulations=()), "`simulations`: expected a number, or one for each round"),
+        (dict(simulations=(100, 0)), "`simulations`: expected a whole number >= 1"),
+        (dict(simulations=2, rounds=3), "`simulations`: expected at least one for each of 3 rounds; got 2"),
+        (dict(simulations=100, rounds=0), "`rounds`: expected a whole number >= 1"),
+        (dict(simulations=(30, 15)), "`simulations`: expected at least 50 successful runs"),
+        (dict(prior_share=1.1), r"`prior_share`: expected a number in \[0, 1\]"),
+        (dict(ensemble=0), "`ensemble`: expected a whole number >= 1"),
+        (dict(flow="spline"), "`flow`: expected one of 'auto', 'maf', 'nsf'"),
+        (
+            dict(usable=lambda x: torch.zeros(len(x), dtype=torch.bool)),
+            "`usable`: expected to keep at least 50",
+        ),
+        (dict(usable=lambda x: x > 0), "`usable`: expected to return a bool tensor"),
+        (dict(usable=lambda x: [True] * len(x)), "`usable`: .*; got list"),
+        (dict(q="no such family"), "no such family"),
+        (dict(seed=-1), "`seed`"),
+    ],
+)
+def test_refuses(changes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny(**changes)
+
+
+def test_refuses_before_it_simulates() -> None:
+    def never(theta: Tensor) -> Tensor:
+        raise AssertionError
+
+    for changes in (dict(q="no such family"), dict(flow="spline"), dict(prior_share=-1.0)):
+        with pytest.raises(ValueError, match="expected"):
+            tiny(never, **changes)
+
+
+def test_unknown_keyword_of_train() -> None:
+    with pytest.raises(TypeError, match="max_num_iter"):
+        tiny(simulations=(100,), train={"max_num_iter": 5})
+
+
+def test_result_is_frozen(fitted: Inference) -> None:
+    with pytest.raises(AttributeError):
+        fitted.posterior = None  # type: ignore[misc, assignment]
+    assert replace(fitted, simulations=fitted.simulations[:1]).n_simulations == 500

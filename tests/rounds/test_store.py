@@ -1,0 +1,245 @@
+"""A killed inference goes on where it stopped: nothing finished is done again, the numbers are the same."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Normal, constraints
+
+import visbi.rounds.learning as learning_module
+import visbi.rounds.sequential as sequential_module
+from visbi.core.random import seeded
+from visbi.estimators import TrainingOptions
+from visbi.posterior import VIPosterior
+from visbi.rounds import Inference, infer
+from visbi.saving.likelihoods import load_likelihood
+from visbi.simulators.zoo import linear_gaussian
+
+TASK = linear_gaussian.task()
+SMALL: dict[str, Any] = dict(
+    simulations=(300, 100),
+    q="gaussian",
+    ensemble=2,
+    num_transforms=1,
+    hidden_features=8,
+    stop_early=False,
+    options=TrainingOptions(max_epochs=2),
+    train={"max_num_iters": 5, "init": "prior", "quality_control": False},
+    show_progress_bar=False,
+    seed=7,
+)
+
+
+class Killed(BaseException):
+    """In the place of a signal."""
+
+
+def small(store: Path | None, simulator=TASK.simulator, **changes) -> Inference:
+    return infer(simulator, TASK.prior, TASK.x_o, store=store, **{**SMALL, **changes})
+
+
+def numbers(result: Inference) -> list[Any]:
+    """All that a result says, as values that can be compared."""
+    with seeded(1):
+        draws = [done.posterior.sample((100,)).tolist() for done in result.rounds]
+    return [
+        [(runs.theta.tolist(), runs.x.tolist(), runs.failures) for runs in result.simulations],
+        [(done.n_used, done.errors, done.report, done.likelihood.traces) for done in result.rounds],
+        draws,
+        result.stop_reason,
+    ]
+
+
+@pytest.fixture(scope="module")
+def undisturbed() -> list[Any]:
+    return numbers(small(None))
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("store") / "new"
+    small(folder)
+    return folder
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
+    """How often networks are trained and q is fitted; raises `Killed` where `kill` is set to that."""
+    calls: dict[str, Any] = {"learn": 0, "fit": 0, "judge": 0, "kill": ("", 0)}
+
+    def counting(name: str, module: Any, attribute: str) -> None:
+        inner = getattr(module, attribute)
+
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            calls[name] += 1
+            if calls["kill"] == (name, calls[name]):
+                raise Killed
+            return inner(*args, **kwargs)
+
+        monkeypatch.setattr(module, attribute, wrapped)
+
+    counting("learn", learning_module, "fit_likelihood")
+    counting("fit", sequential_module, "_fitted")
+    counting("judge", sequential_module, "_judged")
+    return calls  # type: ignore[return-value]
+
+
+def never(theta: Tensor) -> Tensor:
+    raise AssertionError("a finished run was repeated")
+
+
+def test_a_store_changes_no_number(stored: Path, undisturbed: list[Any]) -> None:
+    never.__qualname__ = TASK.simulator.__qualname__
+    assert numbers(small(stored, never)) == undisturbed
+
+
+def test_a_finished_store_is_only_read(stored: Path, counted: dict[str, int]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in stored.rglob("*")}
+    seen = []
+    small(stored, never, on_round=seen.append)
+    assert (counted["learn"], counted["fit"]) == (0, 0) and len(seen) == 2
+    assert before == {path: path.stat().st_mtime_ns for path in stored.rglob("*")}
+
+
+@pytest.mark.parametrize(
+    ("kill", "left"),  # how much is to be done afterwards
+    [
+        (("learn", 1), (2, 2)),
+        (("judge", 1), (1, 2)),
+        (("fit", 2), (0, 1)),
+    ],
+)
+def test_goes_on_where_it_was_killed(
+    tmp_path: Path,
+    undisturbed: list[Any],
+    counted: dict[str, Any],
+    kill: tuple[str, int],
+    left: tuple[int, int],
+) -> None:
+    counted["kill"] = kill
+    with pytest.raises(Killed):
+        small(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*") if path.is_file()}
+    counted.update(learn=0, fit=0, kill=("", 0))
+    assert numbers(small(tmp_path)) == undisturbed
+    assert (counted["learn"], counted["fit"]) == left
+    assert before.items() <= {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")}.items()
+
+
+def test_killed_while_simulating(tmp_path: Path, undisturbed: list[Any]) -> None:
+    calls: list[Tensor] = []
+    killed: list[int] = []
+
+    def simulator(theta: Tensor) -> Tensor:
+        calls.append(theta)
+        if len(theta) == 44 and not killed:  # the last of the first 300
+            killed.append(len(calls))
+            raise Killed
+        return TASK.simulator(theta)
+
+    simulator.__qualname__ = TASK.simulator.__qualname__
+    with pytest.raises(Killed):
+        small(tmp_path, simulator)
+    (n_before,) = killed
+    result = small(tmp_path, simulator)
+    assert numbers(result) == undisturbed
+    finished = [theta for theta in calls[: n_before - 1] if len(theta) == 256]
+    assert len(finished) == 1  # is not run again, unlike the one in which the kill fell
+    again = [theta for theta in calls[n_before:] if len(theta) in (44, 256)]
+    assert len(again) == 1 and torch.equal(again[0], calls[n_before - 1])
+
+
+def test_left_over_drafts_are_cleared(stored: Path) -> None:
+    draft = stored / "round-01" / ".posterior.visbi.0123.part"
+    draft.write_bytes(b"half of a file")
+    small(stored, never)
+    assert not draft.exists()
+
+
+def test_seed_of_a_store_is_taken(stored: Path, undisturbed: list[Any]) -> None:
+    assert numbers(small(stored, never, seed=None)) == undisturbed
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        (dict(seed=8), "seed 8"),
+        (dict(simulations=(300, 101)), r"simulations \[300, 101\]"),
+        (dict(q="maf"), "q 'maf'"),
+        (dict(ensemble=1), "ensemble 1"),
+        (dict(prior_share=0.5), "prior_share 0.5"),
+        (dict(options=TrainingOptions(max_epochs=3)), "options"),
+        (dict(train={"max_num_iters": 6, "init": "prior", "quality_control": False}), "train"),
+    ],
+)
+def test_a_store_of_another_inference(stored: Path, changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=f"`store`: expected a store made with {named}"):
+        small(stored, never, **changes)
+
+
+def test_another_observation_or_prior(stored: Path) -> None:
+    with pytest.raises(ValueError, match="made with x_o"):
+        infer(TASK.simulator, TASK.prior, TASK.x_o + 1, store=stored, **SMALL)
+    other = torch.distributions.Independent(Normal(torch.zeros(2), 3 * torch.ones(2)), 1)
+    with pytest.raises(ValueError, match="theta"):
+        infer(TASK.simulator, other, TASK.x_o, store=stored, **SMALL)
+
+
+def test_a_folder_of_something_else(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="`store`: expected an empty folder or a store of infer"):
+        small(tmp_path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_damaged_file_says_so(stored: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(stored, copy)
+    path = copy / "round-01" / "likelihood.visbi"
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(ValueError, match=r"likelihood.visbi"):
+        small(copy, never)
+
+
+def test_a_round_s_files_can_be_used_by_themselves(stored: Path) -> None:
+    posterior = VIPosterior.load(stored / "round-01" / "posterior.visbi")
+    assert posterior.sample((7,)).shape == (7, 2)
+    trained = load_likelihood(stored / "round-01" / "likelihood.visbi", {})
+    assert len(trained.estimator) == 2 and [len(t.validation) for t in trained.traces] == [2, 2]
+
+
+class Own(Distribution):
+    """A prior of a class that no file can hold."""
+
+    arg_constraints: dict[str, Any] = {}
+    support = constraints.independent(constraints.real, 1)
+    has_rsample = True
+
+    def __init__(self) -> None:
+        super().__init__(torch.Size(), torch.Size([2]), validate_args=False)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        return 2 * torch.randn(*sample_shape, 2)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return Normal(0.0, 2.0).log_prob(value).sum(-1)
+
+
+def test_a_prior_of_a_user_s_own_class(tmp_path: Path) -> None:
+    first = infer(TASK.simulator, Own(), TASK.x_o, store=tmp_path, **SMALL)
+    again = infer(never, Own(), TASK.x_o, store=tmp_path, **SMALL)
+    assert numbers(first) == numbers(again)
+
+
+def test_settings_are_plain(stored: Path) -> None:
+    import zipfile
+
+    with zipfile.ZipFile(stored / "settings.visbi") as file:
+        content = json.loads(file.read("manifest.json"))["content"]
+    assert content["seed"] == 7 and content["simulations"] == [300, 100]

@@ -1,0 +1,143 @@
+"""Certificates and corrected draws of q(theta | x) at many x."""
+
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.distributions import Independent, Normal
+
+from posterior_cases import alone_and_seeded
+from visbi import VIPosterior, amortized
+from visbi.core.random import seeded
+from visbi.fitting.state import AmortizedFit
+
+__all__ = ["alone_and_seeded"]
+
+PRIOR = Independent(Normal(torch.zeros(2), 1.0), 1)
+FAR = torch.tensor([[4.0, -4.0]])
+
+
+def narrow(theta, x):
+    """The posterior at x: N(x, .3^2), whatever the prior."""
+    return -0.5 * ((theta - x) / 0.3).square().sum(-1)
+
+
+def like_the_prior(potential=narrow, **options):
+    """A posterior whose q(theta | x) is the prior at every x."""
+    posterior = VIPosterior(potential, PRIOR, q="gaussian")
+    x = torch.randn(10, 2)
+    return posterior.train_amortized(
+        x, x, max_num_iters=1, learning_rate=1e-12, show_progress_bar=False, seed=0, **options
+    )
+
+
+def test_each_x_has_its_own_report():
+    posterior = like_the_prior(lambda theta, x: -0.5 * ((theta - x) / 0.9).square().sum(-1))
+    x = torch.tensor([[0.0, 0.0], [0.5, 0.5], [8.0, 0.0]])
+    reports = posterior.certify(x, n_draws=20_000)
+    assert [report.status for report in reports] == ["ok", "corrected", "failed"]
+    assert {report.stop_reason for report in reports} == {posterior.trace.stop_reason}
+    kl = 0.5 * 0.5 / 0.81 + 2 * (0.5 / 0.81 - 0.5 + torch.tensor(0.9).log())  # KL(N(0, 1), N(x, .9^2)), D = 2
+    assert reports[1].kl_reverse == pytest.approx(float(kl), abs=0.02)
+
+
+def test_x_in_parts(monkeypatch):
+    posterior = like_the_prior(lambda theta, x: -0.5 * ((theta - x) / 0.9).square().sum(-1))
+    x = 0.3 * torch.randn(7, 2)
+    with seeded(1):
+        whole = posterior.certify(x, n_draws=4000)
+    monkeypatch.setattr(amortized, "_AT_ONCE", 8000)
+    monkeypatch.setattr(amortized, "_PAIRS", 999)
+    with seeded(1):
+        parts = posterior.certify(x, n_draws=4000)
+    assert len(parts) == 7
+    for one, other in zip(whole, parts, strict=True):
+        assert one.log_evidence == pytest.approx(other.log_evidence, abs=0.03)
+
+
+def test_where_weights_are_unsound_a_q_of_that_x_is_found(monkeypatch):
+    found = []
+    fit_auto = amortized.fit_auto
+
+    def spy(problem, x, options):
+        found.append(x)
+        assert options.init.shape[1] == 2
+        return fit_auto(problem, x, options)
+
+    monkeypatch.setattr(amortized, "fit_auto", spy)
+    posterior = like_the_prior()
+    x = torch.cat([torch.zeros(1, 2), FAR])
+    assert [r.status in amortized.SOUND for r in posterior.certify(x)] == [True, False]
+    theta = posterior.sample((4000,), x, correct=True)
+    assert len(found) == 1 and torch.equal(found[0], FAR)
+    assert (theta.mean(0) - x).abs().max() < 0.03 and (theta.std(0) - 0.3).abs().max() < 0.02
+    assert theta[:, 0].unique(dim=0).shape[0] > 3500  # a pool that is large enough
+    assert isinstance(posterior._state, AmortizedFit)
+
+
+def test_draws_that_nothing_certifies_are_said_aloud(monkeypatch):
+    posterior = like_the_prior()
+
+    def poor(problem, x, options):
+        fit = fit_auto(problem, x, options)
+        return replace(fit, report=replace(fit.report, status="suspect"))
+
+    fit_auto = amortized.fit_auto
+    monkeypatch.setattr(amortized, "fit_auto", poor)
+    x = torch.cat([torch.zeros(1, 2), FAR, -FAR])
+    with pytest.warns(
+        UserWarning, match=r"draws at 2 of 3 observations \(rows 1, 2 of x\) are not certified"
+    ):
+        assert posterior.sample((5,), x, correct=True).shape == (5, 3, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        posterior.sample((5,), x[:1], correct=True)
+
+
+def test_equal_seeds_give_equal_draws():
+    posterior = like_the_prior()
+    x = torch.cat([torch.zeros(1, 2), FAR])
+    draws = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        draws.append(posterior.sample((50,), x, correct=True))
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+
+
+def test_a_fit_to_one_observation_has_one_report():
+    posterior = VIPosterior(narrow, PRIOR, q="auto").train(FAR / 4, seed=0, show_progress_bar=False)
+    (report,) = posterior.certify(n_draws=3000)
+    assert report.n_draws == 3000 and report.status in ("ok", "corrected")
+    assert report.rung == posterior.report.rung
+    with pytest.raises(ValueError, match="`x`"):
+        posterior.certify(FAR)
+
+
+def test_the_refined_posterior_lives_in_the_coordinates_of_the_amortised_one():
+    from torch.distributions import AffineTransform
+
+    posterior = VIPosterior(
+        narrow,
+        PRIOR,
+        q="gaussian",
+        theta_transform=AffineTransform(1.0, 2.0, event_dim=1),
+        z_score_theta="none",
+    )
+    x = torch.randn(10, 2)
+    posterior.train_amortized(x, x, max_num_iters=1, show_progress_bar=False, seed=0)
+    refined = posterior.refine(FAR / 4, seed=0)
+    theta = torch.randn(3, 2)
+    torch.testing.assert_close(refined.theta_transform(theta), posterior.theta_transform(theta))
+    assert refined.z_score_theta == "none"
+    assert (refined.sample((2000,)).mean(0) - FAR / 4).abs().max() < 0.05
+
+
+def test_families_of_the_state_are_not_touched():
+    """`certify` and corrected draws leave weights and options as they are."""
+    posterior = like_the_prior()
+    before = {name: value.clone() for name, value in posterior.q.state_dict().items()}
+    posterior.certify(FAR, n_draws=100)
+    posterior.sample((3,), torch.zeros(1, 2), correct=True)
+    assert all(torch.equal(value, before[name]) for name, value in posterior.q.state_dict().items())
+    assert not posterior.q.training

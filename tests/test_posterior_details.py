@@ -1,0 +1,168 @@
+"""What `VIPosterior` keeps, copies, moves and passes on: details that no fit shows by itself."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch.distributions as td
+from torch import Tensor
+
+from posterior_cases import OTHER, X, alone_and_seeded, box, fitted, log_p, made, real
+from visbi import VIPosterior
+from visbi.potentials import CustomPotential
+
+__all__ = ["alone_and_seeded"]
+
+
+class Counting:
+    """`log_p`, and how many thetas it has been asked for."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def __call__(self, theta: Tensor, x_o: Tensor) -> Tensor:
+        self.asked += len(theta)
+        return log_p(theta, x_o)
+
+
+def amortised(posterior: VIPosterior | None = None) -> VIPosterior:
+    theta = box().sample((20,))
+    options = dict(flow_type="gaussian", max_num_iters=2, n_particles=2, show_progress_bar=False)
+    return (made() if posterior is None else posterior).train_amortized(theta, theta.clone(), **options)
+
+
+# what is kept
+
+
+def test_a_report_is_made_once() -> None:
+    posterior = fitted(made(potential := Counting()))
+    report, before = posterior.report, potential.asked
+    assert posterior.report is report and potential.asked == before
+    assert report.n_draws == 50_000
+    fitted(posterior)
+    assert posterior.report is not report
+
+
+def test_the_draws_that_corrected_ones_are_taken_from_are_kept() -> None:
+    posterior = fitted(made(potential := Counting(), real()), max_num_iters=300, learning_rate=0.02)
+    potential.asked = 0
+    assert posterior.sample((10,), correct=True).shape == (10, 2) and potential.asked == 16_384
+    posterior.sample((1000,), correct=True), posterior.weighted_sample(1000)
+    assert potential.asked == 16_384
+    theta, _ = posterior.weighted_sample(20_000)
+    assert potential.asked == 20_000 and torch.equal(posterior.weighted_sample(20_000)[0], theta)
+    fitted(posterior)
+    potential.asked = 0
+    posterior.weighted_sample(25)  # of another q
+    assert potential.asked == 25
+
+
+def test_a_map_outlasts_a_fit_to_the_same_x_alone() -> None:
+    posterior = fitted()
+    first = posterior.map(num_iter=2)
+    assert fitted(posterior).map() is first
+    fitted(posterior, OTHER)
+    assert (posterior.map(num_iter=300) - OTHER).abs().max() < 0.1
+    posterior.set_q("gaussian_diag")
+    assert posterior._map is None
+
+
+# what is shared
+
+
+def test_a_start_shares_nothing_with_the_posterior_that_lent_it() -> None:
+    lender = fitted(made(z_score_theta="structured"))
+    posterior = made(q=lender)
+    assert posterior.vi_method == lender.vi_method and posterior._coords is not lender._coords
+    posterior.to("meta")
+    assert lender.sample((2,)).device.type == lender.link_transform(torch.zeros(1, 2)).device.type == "cpu"
+
+
+def test_how_many_draws_a_start_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    lender, asked = fitted(), []
+    draws = lender.sample((4096,))
+    monkeypatch.setattr(lender, "sample", lambda shape: asked.append(shape) or draws)
+    fitted(init=lender)
+    assert asked == [(4096,)]
+
+
+@pytest.mark.parametrize("own", [None, box(2, 1.0)])
+def test_a_potential_without_a_prior_gets_one(own: Any) -> None:
+    potential = CustomPotential(log_p, own)
+    posterior = VIPosterior(potential, box(2, 0.5), q="gaussian")
+    assert posterior.potential_fn is potential
+    assert potential.prior is (posterior.prior if own is None else own)
+    assert VIPosterior(log_p, box(), q="gaussian").potential_fn.prior is not None
+
+
+# where things are
+
+
+def test_priors_that_differ_move_apart() -> None:
+    posterior = VIPosterior(CustomPotential(log_p, box(2, 1.0)), box(2, 0.5), q="gaussian")
+    assert posterior.to("cpu") is posterior
+    assert float(posterior.prior.sample((500,)).abs().max()) <= 0.5
+    assert float(posterior.potential_fn.prior.sample((500,)).abs().max()) > 0.5
+    posterior.to("meta")
+    assert posterior.prior.sample().device.type == posterior.potential_fn.prior.sample().device.type == "meta"
+
+
+def test_what_comes_to_a_posterior_that_has_moved() -> None:
+    posterior = fitted().to("meta")
+    assert posterior.set_default_x(X).default_x.device.type == "meta"
+    assert posterior.sample((2,), X).device.type == posterior.sample((2,), correct=True).device.type == "meta"
+    assert posterior.sample((3, 4), correct=True).shape == (3, 4, 2)
+    assert posterior.potential(torch.zeros(1, 2), X).device.type == "meta"
+    posterior.set_q("gaussian_diag")
+    assert {weight.device.type for weight in posterior.q.parameters()} == {"meta"}
+    moved = amortised().to("meta")
+    assert moved.sample((2,), X).device.type == moved.sample_batched((2,), X).device.type == "meta"
+
+
+def test_built_on_a_device() -> None:
+    built: list[Any] = []
+
+    def q(event_shape: torch.Size, link_transform: Any, device: str) -> td.Distribution:
+        built.append(device)
+        loc = torch.zeros(event_shape, device=device, requires_grad=True)
+        return td.Independent(td.Normal(loc, torch.ones_like(loc).detach(), validate_args=False), 1)
+
+    posterior = VIPosterior(log_p, box(), q=q, device="meta")
+    assert built == ["meta"] and posterior.prior.sample().device.type == "meta"
+    assert posterior.link_transform(torch.zeros(1, 2, device="meta")).device.type == "meta"
+    named = VIPosterior(log_p, box(), q="gaussian", device=torch.device("meta"))
+    assert {weight.device.type for weight in named.q.parameters()} == {"meta"}
+    named.set_default_x(X)
+    assert copy.deepcopy(named).default_x.device.type == "meta"
+
+
+def test_the_setters() -> None:
+    posterior = fitted()
+    posterior.vi_method = "IW"
+    assert posterior.vi_method == "IW" and posterior.set_vi_method("fKL") is posterior
+    posterior.default_x = OTHER
+    assert torch.equal(posterior.default_x, OTHER) and posterior.set_default_x(X) is posterior
+    posterior.q = "gaussian_diag"
+    assert "not fitted" in repr(posterior)
+
+
+# numbers
+
+
+def test_integers_become_what_the_prior_is_in() -> None:
+    posterior = fitted()
+    whole = torch.tensor([[0, 1], [1, 0]])
+    for density in (posterior.log_prob, posterior.potential):
+        assert density(whole).dtype == torch.float32
+        assert torch.equal(density(whole), density(whole.float()))
+        assert density(whole.double()).dtype == torch.float64
+    with pytest.raises(ValueError, match=r"shape \(batch, 2\); got \(2,\)|got \(1, 3\)"):
+        posterior.log_prob([0, 1, 2])  # type: ignore[arg-type]
+
+
+def test_the_fewest_draws() -> None:
+    posterior = fitted()
+    assert posterior.weighted_sample(25)[0].shape == (25, 2)
+    assert posterior.evaluate(N=25).n_draws == 25
+    assert posterior.sample((0,)).shape == (0, 2) and posterior.sample((2, 0)).shape == (2, 0, 2)
