@@ -21,7 +21,7 @@ from visbi.fitting.flow import FlowProposal, flow_body, train_flows
 from visbi.fitting.pool import Trial
 from visbi.fitting.refine import patch
 
-__all__ = ["fly", "polished"]
+__all__ = ["fly", "patched", "polished"]
 
 _ROUNDS, _STEPS, _BATCHES = 3, 200, (128, 256)  # draws in the first round's steps, and in later ones
 _HOPELESS = 0.02
@@ -117,12 +117,12 @@ def _answered(now: Group, q: FlowProposal, trial: Trial, *, spare: float) -> Seq
     now.consider("a flow", q, trial)
     sound = _worth_a_certificate(trial)
     good, others = now.parts(sound)
-    rest = [] if others is None else _patched(others, q.of_fits(~sound), spare=spare)
+    rest = [] if others is None else patched(others, q.of_fits(~sound), spare=spare)
     if good is not None:
         q = q.of_fits(sound)
         answered = good.certified("a flow", q, spare=spare)
         left = good.parts(answered)[1]
-        rest = rest if left is None else [*rest, *_patched(left, q.of_fits(~answered), spare=spare)]
+        rest = rest if left is None else [*rest, *patched(left, q.of_fits(~answered), spare=spare)]
     return rest
 
 
@@ -131,16 +131,23 @@ def _worth_a_certificate(trial: Trial) -> Tensor:
     return (trial.share > _HOPELESS) & ((trial.khat < _UNSOUND) | (trial.share > _ENOUGH))
 
 
-def _patched(now: Group, q: FlowProposal, *, spare: float) -> Sequence[Group]:
+def patched(now: Group, q: FlowProposal, *, spare: float, name: str = "a patched flow") -> Sequence[Group]:
+    """Certificates of flows with Gaussians where they are too low; the fits that these do not answer.
+
+    Args:
+        now: the fits. q: their flows.
+        spare: effective share of draws with which an answer is final.
+        name: of what answers.
+    """
     blend = patch(now.pool, q)
     trial = now.pool.draw(blend, now.effort.trial)
-    now.consider("a patched flow", blend, trial)
+    now.consider(name, blend, trial)
     sound = _worth_a_certificate(trial)
     now.tell(~sound, lambda i: f"a flow had {trial.numbers(i)}")
     good, others = now.parts(sound)
     rest = [] if others is None else [others]
     if good is not None:
-        answered = good.certified("a patched flow", blend.of_fits(sound), spare=spare)
+        answered = good.certified(name, blend.of_fits(sound), spare=spare)
         left = good.parts(answered)[1]
         rest = rest if left is None else [*rest, left]
     return rest

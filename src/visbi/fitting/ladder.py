@@ -23,6 +23,7 @@ from torch import Tensor
 
 from visbi.certificate.modes import find_modes
 from visbi.certificate.report import BROKEN, broken_sentence, certify
+from visbi.fitting.bridge import bridge
 from visbi.fitting.budget import BudgetReached
 from visbi.fitting.climbing import ALONE, FEW, Answer, Effort, Group, Record
 from visbi.fitting.explore import explore
@@ -301,41 +302,7 @@ def _flow(now: Group) -> Sequence[Group]:
 
 def _bridge(now: Group) -> Sequence[Group]:
     masks = torch.eye(len(now.records), dtype=torch.bool)
-    return [one for one in map(now.only, masks) if not _one_bridge(one)]
-
-
-def _one_bridge(now: Group) -> bool:
-    for _ in range(2):
-        best = now.records[0].best
-        assert best is not None
-        _, base, base_trial = best
-        if not isinstance(base, Mixture):
-            return False
-        seen = explore(now.target, now.effort.particles, base=_From(defended(base)), gradient=now.gradient)
-        q = from_particles(seen)
-        trial = now.pool.draw(defended(q), now.effort.trial)
-        if float(base_trial.merit) > float(trial.merit):
-            q, trial = base, base_trial
-        q, trial = refined(now.pool, q, trial, rounds=2)
-        now.consider("a bridged mixture", q, trial)
-        sound = float(trial.khat) < 0.9
-        if sound and bool(now.certified("a bridged mixture", defended(q), spare=_SPARE)):
-            return True
-    return False
-
-
-class _From:
-    """A mixture as the base of an exploration."""
-
-    def __init__(self, q: Mixture) -> None:
-        self.q = q
-
-    def sample(self, fits: int, n: int, like: Tensor) -> Tensor:
-        return self.q.sample(fits * n).reshape(fits, n, -1)
-
-    def log_prob_and_score(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        log_q, score = self.q.log_prob_and_score(z.reshape(1, -1, z.shape[-1]))
-        return log_q.reshape(z.shape[:-1]), score.reshape(z.shape)
+    return [one for one in map(now.only, masks) if not bridge(one, spare=_SPARE)]
 
 
 _EVERY_RUNG: tuple[Rung, ...] = (_look, _gaussian, _mixture, _flow, _bridge)

@@ -37,6 +37,10 @@ class Proposal(Protocol):
         """(F, N) for z (F, N, d)."""
         ...
 
+    def log_prob_and_score(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """(F, N) and the gradient (F, N, d) for z (F, N, d)."""
+        ...
+
     def of_fits(self, which: Tensor) -> "Proposal":
         """Those `which`, (F,) bool."""
         ...
