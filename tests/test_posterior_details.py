@@ -8,8 +8,11 @@ import torch
 import torch.distributions as td
 from torch import Tensor
 
+from auto_cases import auto, found
+from auto_cases import trained as automatic
 from posterior_cases import OTHER, X, alone_and_seeded, box, fitted, log_p, made, real
 from visbi import VIPosterior
+from visbi.families.gaussian import GaussianBody
 from visbi.potentials import CustomPotential
 
 __all__ = ["alone_and_seeded"]
@@ -94,6 +97,57 @@ def test_a_potential_without_a_prior_gets_one(own: Any) -> None:
     assert posterior.potential_fn is potential
     assert potential.prior is (posterior.prior if own is None else own)
     assert VIPosterior(log_p, box(), q="gaussian").potential_fn.prior is not None
+
+
+# where a fit starts
+
+
+def test_a_start_is_one_for_the_first_fit_alone() -> None:
+    posterior = fitted(made(prior=real(), q=made(prior=real())))
+    with pytest.warns(UserWarning, match="replaces the fit to a single"):
+        amortised(posterior)
+    with pytest.warns(UserWarning, match="replaces the amortised fit"):
+        fitted(posterior, init="match", max_num_iters=1, learning_rate=1e-6)
+    assert (posterior.sample((4000,)).mean(0) - X[0]).abs().max() < 0.1  # placed anew
+
+
+def test_an_amortised_fit_takes_q_back_to_before_any_fit() -> None:
+    posterior = fitted(made(prior=real()), max_num_iters=300, learning_rate=0.02)
+    with pytest.warns(UserWarning, match="replaces the fit to a single"):
+        amortised(posterior)
+    with pytest.warns(UserWarning, match="replaces the amortised fit"):
+        fitted(posterior, max_num_iters=1, learning_rate=1e-6)
+    assert (posterior.sample((4000,)).std(0) - 2.0).abs().max() < 0.2  # the prior's
+
+
+def test_what_an_automatic_fit_starts_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    lender, starts, states = found("mixture", allow_failed=True), [], []
+
+    def fit_auto(problem: Any, x: Any, options: Any, *, earlier: Any = None) -> Any:
+        starts.append(earlier)
+        states.append(torch.get_rng_state())
+        return lender._state
+
+    monkeypatch.setattr("visbi.fitting.auto.fit_auto", fit_auto)
+    posterior = automatic(auto())
+    assert starts == [None] and posterior.q is lender.q
+    automatic(posterior)
+    assert starts[-1] is lender.q
+    automatic(posterior, retrain_from_scratch=True)
+    assert starts[-1] is None
+    assert all(torch.equal(state, states[0]) for state in states)  # whatever q there was
+    warm = auto(q=lender)
+    automatic(copy.deepcopy(warm), retrain_from_scratch=True)
+    assert starts[-1] is None
+    start = warm.q
+    automatic(warm)
+    assert starts[-1] is start and start is not lender.q
+    with pytest.warns(UserWarning, match="replaces the fit to a single"):
+        amortised(warm)
+    assert type(warm._family.body) is GaussianBody
+    with pytest.warns(UserWarning, match="replaces the amortised fit"):
+        automatic(warm)
+    assert starts[-1] is None  # it was one for the first fit alone
 
 
 # where things are

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from posterior_cases import SD, X, fitted, made, real, weights
+from posterior_cases import SD, X, fitted, log_p, made, real, weights
 from visbi import RefittingPosterior, VIPosterior
 
 XS = torch.tensor([[-1.0, 0.5], [0.0, 0.0], [1.0, 2.0]])
@@ -48,6 +48,33 @@ def test_trials_are_one_observation() -> None:
     assert theta.shape == (2000, 2, 2)
     shift = (theta[:, 1] - theta[:, 0]).mean(0)
     assert (shift - 1).abs().max() < 0.15
+
+
+def test_a_batch_with_auto_is_fitted_side_by_side() -> None:
+    rows: list[int] = []
+
+    def counting(theta: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        rows.append(len(theta))
+        return log_p(theta, x)
+
+    original = VIPosterior(counting, real(), q="auto")
+    posterior = RefittingPosterior(original, seed=1)
+    known = posterior.at(XS[1])
+    calls = len(rows)
+    theta = posterior.sample_batched((3000,), XS, show_progress_bars=False)
+    assert len(rows) - calls < 1.5 * calls  # both others in the calls of one
+    assert ((theta.mean(0) - XS) / SD).abs().max() < 0.1 and (theta.std(0) / SD - 1).abs().max() < 0.1
+    assert posterior.at(XS[1]) is known and posterior.at(XS[0]) is not posterior.at(XS[2])
+
+
+def test_what_fails_in_a_batch_raises_as_it_does_alone() -> None:
+    def nowhere(theta: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return torch.where((x == XS[2]).all(-1), -torch.inf, log_p(theta, x))
+
+    with pytest.raises(ValueError, match="finite values at draws of the prior"):
+        RefittingPosterior(VIPosterior(nowhere, real(), q="auto"), seed=1).sample_batched(
+            (3,), XS, show_progress_bars=False
+        )
 
 
 @pytest.mark.parametrize("trained", [False, True])

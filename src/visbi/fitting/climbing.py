@@ -14,7 +14,7 @@ from visbi.fitting.budget import BudgetReached
 from visbi.fitting.explore import Exploration, drift
 from visbi.fitting.mixture import Mixture, defended
 from visbi.fitting.pool import Pool, Proposal, Trial
-from visbi.fitting.refine import POINTS, TRIAL, around
+from visbi.fitting.refine import POINTS, ROUNDS, TRIAL, around
 from visbi.fitting.rows import picked
 from visbi.fitting.target import Target
 
@@ -41,7 +41,9 @@ class Effort:
             the look's draws bear witness.
         starts: from which Gaussians are matched, with
         start_batch, start_iters: draws in each of so many iterations; None is `refine.matched`'s own number.
-        trial: draws that say how good a proposal is. points: that mixtures are fitted to.
+        first_batch: the same for the Gaussian that is matched from the prior.
+        trial: draws that say how good a proposal is. points: that mixtures are fitted to, in
+        rounds: of refits at most; least: of them, for each dimension, in effect, or else they are tempered.
         draws: that a certificate rests on.
         witnesses: draws of what accuses q.
         drifters, drift_rounds: draws that are moved to see whether they stay where they are, and how often.
@@ -54,8 +56,11 @@ class Effort:
     starts: int = 24
     start_batch: int | None = None
     start_iters: int = 10
+    first_batch: int | None = None
     trial: int = TRIAL
     points: int = POINTS
+    rounds: int = ROUNDS
+    least: float = 0.0
     draws: int = 16_384
     witnesses: int = 2048
     drifters: int = 512
@@ -71,11 +76,14 @@ SIDE_BY_SIDE = Effort(
     particles=256,
     confirming=0,
     starts=8,
-    start_batch=32,
+    start_batch=16,
     start_iters=6,
-    trial=1024,
-    points=2048,
-    draws=8192,
+    first_batch=64,
+    trial=512,
+    points=1024,
+    rounds=7,
+    least=20.0,
+    draws=4096,
     witnesses=512,
     drifters=128,
     drift_rounds=3,

@@ -43,6 +43,7 @@ _CLEAR = 0.5  # with which the Gaussian's is, and no mixture need be tried
 _LOOKED_AT = 512  # promising draws of the prior
 _WIDE = 20  # dimensions beyond which the explorer is not sent after a Gaussian that passes
 _ENOUGH_SEEN = 10.0  # draws of the prior in effect, for each dimension, from which a mixture can be fitted
+_FEW_DIMENSIONS = 4  # in which mixtures can follow tempered weights from the prior to the posterior
 _BENT = 0.25  # share of a first mixture below which what a flow may fit is left to it at once
 _LITTLE = 0.5  # of a refitted one, below which a flow is tried first: what it lacks its weights cannot tell
 
@@ -152,7 +153,8 @@ def _gaussian(now: Group) -> Sequence[Group]:
         return [now]
     fits, d = now.target.fits, now.target.dim
     loc = torch.zeros(fits, d, dtype=torch.float64, device=now.target.device)
-    match = match_gaussian(now.target, loc, torch.eye(d).to(loc).expand(fits, d, d))
+    batch = None if now.effort.first_batch is None else max(now.effort.first_batch, 2 * d)
+    match = match_gaussian(now.target, loc, torch.eye(d).to(loc).expand(fits, d, d), batch=batch)
     q = Mixture.of(torch.zeros_like(loc[:, :1]), match.loc[:, None], match.cov[:, None])
     trial = now.pool.draw(defended(q), now.effort.trial)
     now.consider("a Gaussian", q, trial)
@@ -205,10 +207,11 @@ def _matched(now: Group, starts: Tensor, cov: Tensor) -> Mixture:
 
 
 def _prior_draws(now: Group) -> Sequence[Group]:
-    """A mixture from the prior's draws, where enough of them lie where the posterior does."""
+    """A mixture from the prior's draws: in few dimensions, or where enough lie where the posterior does."""
     q, trial = now.pool.proposals[0]
     assert isinstance(q, Mixture)
-    seen = trial.share * now.effort.look > _ENOUGH_SEEN * now.target.dim
+    few = torch.tensor(now.target.dim <= _FEW_DIMENSIONS, device=trial.share.device)
+    seen = few | (trial.share * now.effort.look > _ENOUGH_SEEN * now.target.dim)
     enough, others = now.parts(seen)
     rest = (
         []
@@ -274,7 +277,15 @@ def _refits(now: Group, q: Mixture, trial: Trial, *, again: bool = True) -> Sequ
 
 
 def _refitted(now: Group, q: Mixture, trial: Trial) -> tuple[Mixture, Trial]:
-    q, trial = refined(now.pool, q, trial, n=now.effort.trial, points=now.effort.points)
+    q, trial = refined(
+        now.pool,
+        q,
+        trial,
+        rounds=now.effort.rounds,
+        n=now.effort.trial,
+        points=now.effort.points,
+        least=now.effort.least * now.target.dim,
+    )
     now.consider("a mixture", q, trial)
     return q, trial
 

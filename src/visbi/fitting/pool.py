@@ -176,13 +176,36 @@ class Pool:
             self._known[number, block] = q.log_prob(z)
         return self._known[number, block]
 
-    def points(self, most: int) -> tuple[Tensor, Tensor]:
+    def points(self, most: int, *, least: float = 0.0) -> tuple[Tensor, Tensor]:
         """At most `most` unlike points of each fit (F, M, d) and weights (F, M) that stand for the posterior.
 
         Where there are more, they are thinned systematically: no point is there twice, so none leaks. All
         weigh alike where none has a finite potential.
+
+        Args:
+            most: of each fit.
+            least: points in effect that there must be: where there are fewer, the weights are tempered.
         """
-        return thinned(self.z, self.log_w(), most)
+        return thinned(self.z, _tempered(self.log_w(), least), most)
+
+
+def _tempered(log_w: Tensor, least: float) -> Tensor:
+    """Log-weights (F, N) times the largest power, at most 1, that leaves `least` of them in effect."""
+    low, high = torch.zeros_like(log_w[:, :1]), torch.ones_like(log_w[:, :1])
+    clean = cleaned(log_w)
+    usable = torch.isfinite(clean)
+
+    def enough(power: Tensor) -> Tensor:
+        raised = torch.where(usable, power * clean, -torch.inf)
+        return effective_sample_size(raised)[:, None] >= least
+
+    if bool(enough(high).all()):
+        return log_w
+    for _ in range(20):
+        middle = torch.where(enough(high), high, 0.5 * (low + high))
+        good = enough(middle)
+        low, high = torch.where(good, middle, low), torch.where(good, high, middle)
+    return torch.where(usable, torch.where(enough(torch.ones_like(low)), 1.0, low) * clean, -torch.inf)
 
 
 def thinned(z: Tensor, log_w: Tensor, most: int) -> tuple[Tensor, Tensor]:

@@ -37,6 +37,8 @@ TRIAL = 4096
 """Draws that say how good a proposal is, where nothing else is asked for."""
 POINTS = 4096
 """Most weighted points that EM runs on, likewise."""
+ROUNDS = 4
+"""Most refits."""
 _COMPONENTS = 24
 _MOST_COMPONENTS = 64
 _NEW = 12  # components that a refit may add
@@ -185,7 +187,14 @@ def patch(pool: Pool, q: Proposal) -> Blend:
 
 
 def refined(
-    pool: Pool, q: Mixture, trial: Trial, *, rounds: int = 4, n: int = TRIAL, points: int = POINTS
+    pool: Pool,
+    q: Mixture,
+    trial: Trial,
+    *,
+    rounds: int = ROUNDS,
+    n: int = TRIAL,
+    points: int = POINTS,
+    least: float = 0.0,
 ) -> tuple[Mixture, Trial]:
     """The best mixtures after at most `rounds` refits, and the trial of them.
 
@@ -194,6 +203,7 @@ def refined(
         q: the mixtures to begin with. trial: of them.
         rounds: most refits; fewer where the effective share of every fit is large or no longer grows.
         n: draws in a trial. points: most of them that EM runs on.
+        least: points in effect that EM wants: where the pool has fewer, their weights are tempered.
 
     Raises:
         BudgetReached: the target's budget is used up.
@@ -204,7 +214,7 @@ def refined(
         over |= best_trial.share > _ENOUGH
         if bool(over.all()):
             break
-        current = _refit(pool, current, points)
+        current = _refit(pool, current, points, least)
         fresh = pool.draw(defended(current), n)
         over |= (fresh.share <= 1.05 * best_trial.share) & (fresh.share > 0.3)
         higher = fresh.share > best_trial.share
@@ -212,8 +222,8 @@ def refined(
     return best, best_trial
 
 
-def _refit(pool: Pool, q: Mixture, points: int) -> Mixture:
-    z, weights = pool.points(points)
+def _refit(pool: Pool, q: Mixture, points: int, least: float) -> Mixture:
+    z, weights = pool.points(points, least=least)
     d = z.shape[-1]
     room = ((weights > 0).sum(1) // (3 * d + 10)).clamp(
         0, max(0, min(_NEW, _MOST_COMPONENTS - q.loc.shape[1]))

@@ -11,7 +11,8 @@ from visbi.posterior import VIPosterior
 
 __all__ = ["corrected"]
 
-_FEWEST = 4096  # draws of q that corrected ones are taken from
+_FEWEST = 2048  # draws of q that corrected ones are taken from
+_SLACK = 1.15  # what few kept draws say of how many are needed is a guess
 _IN_A_GROUP = 65_536  # rows of theta
 
 
@@ -34,7 +35,7 @@ def corrected(posteriors: Sequence[VIPosterior], n: int, *, in_rows: bool) -> li
 
 def _wanted(posterior: VIPosterior, n: int) -> int:
     draws = getattr(posterior.fit, "draws", None)
-    return _FEWEST if draws is None else max(draws.needed(n), _FEWEST)
+    return _FEWEST if draws is None else max(int(_SLACK * draws.needed(n)), _FEWEST)
 
 
 def _groups(wanted: dict[int, int]) -> list[list[int]]:

@@ -1,0 +1,73 @@
+"""Chunks that fit into memory, and potentials that are tried before they are trusted with rows."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from many_cases import X, many
+from posterior_cases import alone_and_seeded, log_p, real
+from visbi.many.rows import Probe, evaluate_each, takes_rows
+from visbi.many.size import rows_per_chunk, width
+from visbi.potentials import as_potential
+
+__all__ = ["alone_and_seeded"]
+
+
+def test_chunks_shrink_with_parameters_width_and_memory() -> None:
+    base = rows_per_chunk(10_000, 10, 1e3, 2**29)
+    assert 1 < base < 64
+    assert rows_per_chunk(10_000, 20, 1e3, 2**29) < base
+    assert rows_per_chunk(10_000, 10, 1e4, 2**29) < base
+    assert rows_per_chunk(10_000, 10, 1e3, 2**28) < base < rows_per_chunk(10_000, 10, 1e3, 2**33) == 64
+    assert rows_per_chunk(3, 10, 1e3, 2**33) == 3 and rows_per_chunk(10_000, 10, 1e9, 2**20) == 1
+
+
+def test_memory_decides_where_no_size_is_given() -> None:
+    wide = many(q="auto", chunk_size=None)
+    narrow = many(q="auto", chunk_size=None, memory=2.0**10)
+    alone = many(q="auto", chunk_size=1)
+    assert narrow.reports == alone.reports and wide.reports != alone.reports
+
+
+@pytest.mark.parametrize("units", [7, 70])
+def test_width_is_what_autograd_keeps(units: int) -> None:
+    """float32: theta for the first layer, the hidden units once for tanh and once for the last layer."""
+    net = nn.Sequential(nn.Linear(2, units), nn.Tanh(), nn.Linear(units, 1))
+    potential = as_potential(lambda theta, x: net(theta)[:, 0] - x[:, 0] * 0)
+    measured = width(potential, torch.randn(32, 2), torch.randn(32, 2), in_rows=True)
+    assert measured == pytest.approx(4 * (2 + 2 * units), rel=0.2)
+
+
+def test_without_a_gradient_there_is_no_width() -> None:
+    potential = as_potential(lambda theta, x: log_p(theta.detach(), x))
+    assert width(potential, torch.randn(32, 2), torch.randn(32, 2), in_rows=True) == 0.0
+
+
+def mixing(theta: Tensor, x: Tensor) -> Tensor:
+    return log_p(theta, x.mean(0))
+
+
+def raising(theta: Tensor, x: Tensor) -> Tensor:
+    if len(x) > 1:
+        raise RuntimeError("one at a time, please")
+    return log_p(theta, x)
+
+
+def never_finite(theta: Tensor, x: Tensor) -> Tensor:
+    return log_p(theta, x) - torch.inf
+
+
+@pytest.mark.parametrize(
+    ("potential", "expected"), [(log_p, True), (mixing, False), (raising, False), (never_finite, False)]
+)
+def test_rows_are_tried(potential: object, expected: bool) -> None:
+    assert takes_rows(Probe(as_potential(potential), real(), X)) == expected
+
+
+def test_values_at_each_are_the_same_in_rows_and_alone() -> None:
+    potential = as_potential(log_p)
+    theta, x = [torch.randn(n, 2) for n in (3, 0, 20_000)], list(X[:3].split(1))
+    together, alone = (evaluate_each(potential, theta, x, in_rows=rows) for rows in (True, False))
+    for a, b, each, x_o in zip(together, alone, theta, x, strict=True):
+        torch.testing.assert_close(a, log_p(each, x_o).double())
+        torch.testing.assert_close(a, b)
