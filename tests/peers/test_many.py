@@ -14,7 +14,6 @@ pytestmark = [
 @pytest.mark.parametrize("name", ["NLE", "NRE", "NPE"])
 def test_fits_to_sbis_potentials(name: str, nets: Any) -> None:
     from sbi_cases import NOISE, POTENTIALS, PRIOR
-
     from visbi import VIPosterior, fit_many
 
     potential, _ = POTENTIALS[name](nets[name], PRIOR, None)
