@@ -80,6 +80,7 @@ def test_a_start_shares_nothing_with_the_posterior_that_lent_it() -> None:
     posterior = made(q=lender)
     assert posterior.vi_method == lender.vi_method and posterior._coords is not lender._coords
     posterior.to("meta")
+    assert posterior.link_transform(torch.zeros(1, 2, device="meta")).device.type == "meta"
     assert lender.sample((2,)).device.type == lender.link_transform(torch.zeros(1, 2)).device.type == "cpu"
 
 
