@@ -197,8 +197,9 @@ def test_what_an_automatic_fit_starts_from(monkeypatch: pytest.MonkeyPatch) -> N
 def test_priors_that_differ_move_apart() -> None:
     posterior = VIPosterior(CustomPotential(log_p, box(2, 1.0)), box(2, 0.5), q="gaussian")
     assert posterior.to("cpu") is posterior
-    assert float(posterior.prior.sample((500,)).abs().max()) <= 0.5
-    assert float(posterior.potential_fn.prior.sample((500,)).abs().max()) > 0.5
+    for one in (posterior, copy.deepcopy(posterior)):
+        assert float(one.prior.sample((500,)).abs().max()) <= 0.5
+        assert float(one.potential_fn.prior.sample((500,)).abs().max()) > 0.5
     posterior.to("meta")
     assert posterior.prior.sample().device.type == posterior.potential_fn.prior.sample().device.type == "meta"
 
@@ -232,6 +233,7 @@ class Bare:
 
 def test_what_cannot_move_may_stay(tmp_path: Any) -> None:
     posterior = fitted(VIPosterior(Bare(), box(), q="gaussian"), None)
+    assert copy.deepcopy(posterior).sample((2,)).device.type == "cpu"
     posterior.save(tmp_path / "it")
     for device in (None, "cpu", torch.device("cpu")):
         back = VIPosterior.load(tmp_path / "it", potential_fn=Bare(), device=device)
