@@ -30,6 +30,7 @@ from visbi.fitting.explore import explore
 from visbi.fitting.flying import fly
 from visbi.fitting.match import match_gaussian
 from visbi.fitting.mixture import Mixture, defended, local_covariances, spread_out
+from visbi.fitting.particles import settle
 from visbi.fitting.pool import Pool, Trial
 from visbi.fitting.probe import useful_gradient
 from visbi.fitting.refine import from_particles, matched, refined
@@ -319,7 +320,13 @@ def _bridge(now: Group) -> Sequence[Group]:
     return [one for one in map(now.only, masks) if not bridge(one, spare=_SPARE)]
 
 
-_EVERY_RUNG: tuple[Rung, ...] = (_look, _gaussian, _mixture, _flow, _bridge)
+def _particles(now: Group) -> Sequence[Group]:
+    for mask in torch.eye(len(now.records), dtype=torch.bool):
+        settle(now.only(mask))
+    return [now]
+
+
+_EVERY_RUNG: tuple[Rung, ...] = (_look, _gaussian, _mixture, _flow, _bridge, _particles)
 _QUICK_RUNGS: tuple[Rung, ...] = (_look, _gaussian, _prior_draws, _mixture)
 
 
