@@ -187,7 +187,7 @@ def run_sbi(task: AmortizedTask, seed: int, python: str) -> tuple[Row, np.ndarra
             env={**ONE_THREAD, "PYTHONPATH": str(SOURCE), "PATH": "/usr/bin:/bin"},
         )
         last = done.stdout.strip().splitlines()[-1:] if done.returncode == 0 else []
-        row = json.loads(last[0]) if last else {"error": done.stderr[-500:]}
+        row = json.loads(last[0]) if last else {"error": _reason(done.stderr)}
         path.with_suffix(".json").write_text(json.dumps(row))
     row = json.loads(path.with_suffix(".json").read_text())
     return row, None if "error" in row else np.load(path)["draws"]
@@ -235,7 +235,7 @@ def page(rows: list[Row]) -> str:
 
 def _cells(rows: list[Row], exact: list[Row], name: str) -> list[str]:
     fits, each = ([r for r in rows if (r["x"] is None) is whole] for whole in (True, False))
-    errors = [_reason(row["error"]) for row in fits if "error" in row]
+    errors = [row["error"] for row in fits if "error" in row]
     seconds = [
         f"{row['seconds']:.0f} ({row.get('nle_seconds', float('nan')):.0f})"
         for row in fits
@@ -263,7 +263,7 @@ def _cells(rows: list[Row], exact: list[Row], name: str) -> list[str]:
 
 def _reason(error: str) -> str:
     """The line of a traceback that says what was wrong."""
-    lines = error.strip().splitlines()
+    lines = error.strip().splitlines() or ["no answer"]
     return next((line for line in lines if line.split(":")[0].endswith("Error")), lines[-1])[:90]
 
 
