@@ -39,7 +39,7 @@ MEAN_TARGET, SD_TARGET = 0.1, 0.1
 def fit(kind: str, task: Task, seed: int) -> tuple[VIPosterior, int]:
     """The posterior of one kind and how many runs of the simulator it took."""
     if kind == "exact":
-        return exact_posterior(task, seed=seed, show_progress_bar=False), 0
+        return exact_posterior(task, FULL, seed=seed, show_progress_bar=False), 0
     inference = simulation_posterior(task, FULL, seed=seed, workers=1)
     return inference.posterior, inference.n_simulations
 

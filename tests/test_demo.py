@@ -10,7 +10,7 @@ from visbi.demo import FULL, QUICK, Effort, exact_posterior, run_demo
 from visbi.posterior import VIPosterior
 from visbi.simulators.zoo import lynx_hare
 
-TINY = Effort(simulations=(400, 200), max_epochs=2)
+TINY = Effort(simulations=(400, 200), max_epochs=2, q="gaussian", train={"max_num_iters": 5, "init": "prior"})
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_says_what_it_does(demo: tuple[Path, list[str]]) -> None:
 
 def test_exact_posterior_is_repeatable() -> None:
     task = lynx_hare.task()
-    first, again = (exact_posterior(task, seed=2, show_progress_bar=False) for _ in range(2))
+    first, again = (exact_posterior(task, TINY, seed=2, show_progress_bar=False) for _ in range(2))
     assert first.report == again.report
 
 

@@ -7,9 +7,10 @@ model is known, by the same automatic fit. Both are certified, compared, drawn a
 
 import json
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -45,10 +46,14 @@ class Effort:
     Attributes:
         simulations: runs of the simulator at draws of the prior, then in each round.
         max_epochs: of the likelihood's training in each round, at most.
+        q: the variational family.
+        train: keywords for `VIPosterior.train`.
     """
 
     simulations: tuple[int, ...]
     max_epochs: int
+    q: str = "auto"
+    train: Mapping[str, Any] = field(default_factory=dict)
 
 
 FULL = Effort(simulations=(3000, 2000, 2500, 2500), max_epochs=500)
@@ -83,7 +88,7 @@ def run_demo(
     say(f"1/3 simulations only, {runs} runs in {rounds} rounds")
     inference = simulation_posterior(task, effort, seed=seed, workers=workers, say=say)
     say("2/3 exact likelihood, the same VIPosterior")
-    exact = exact_posterior(task, seed=seed)
+    exact = exact_posterior(task, effort, seed=seed)
     report = exact.report
     say(f"    {report.status}, k-hat {report.khat:.2f}, ESS {100 * report.ess_fraction:.0f} %")
     say("3/3 tables and pictures")
@@ -125,10 +130,11 @@ def simulation_posterior(
         task.prior,
         task.x_o,
         simulations=effort.simulations,
+        q=effort.q,
         usable=usable,
         stop_early=False,
         options=TrainingOptions(max_epochs=effort.max_epochs),
-        train={"quality_control": False},  # the report says it
+        train={**effort.train, "quality_control": False},  # the report says it
         workers=workers,
         seed=seed,
         show_progress_bar=say is not None,
@@ -136,7 +142,9 @@ def simulation_posterior(
     )
 
 
-def exact_posterior(task: Task, *, seed: int = 0, show_progress_bar: bool = True) -> VIPosterior:
+def exact_posterior(
+    task: Task, effort: Effort, *, seed: int = 0, show_progress_bar: bool = True
+) -> VIPosterior:
     """The posterior of a task's exact likelihood."""
     assert task.log_likelihood is not None
     log_likelihood = task.log_likelihood
@@ -144,8 +152,17 @@ def exact_posterior(task: Task, *, seed: int = 0, show_progress_bar: bool = True
     def potential(theta: Tensor, x_o: Tensor | None) -> Tensor:
         return log_likelihood(theta, x_o) + task.prior.log_prob(theta)  # type: ignore[arg-type]
 
-    posterior = VIPosterior(potential, task.prior, q="auto")
-    return posterior.train(task.x_o, quality_control=False, seed=seed, show_progress_bar=show_progress_bar)
+    posterior = VIPosterior(potential, task.prior, q=effort.q)
+    keywords = {
+        "seed": seed,
+        "show_progress_bar": show_progress_bar,
+        **effort.train,
+        "quality_control": False,
+    }
+    posterior.train(task.x_o, **keywords)
+    with seeded(seed):
+        _ = posterior.report  # made on first use: here, under the seed
+    return posterior
 
 
 def compare(task: Task, inference: Inference, exact: VIPosterior, *, seed: int = 0) -> str:

@@ -79,7 +79,7 @@ def test_theta_in_a_box_as_it_is_and_else_in_the_prior_s_coordinates() -> None:
     assert type(rate.theta_embedding) is PriorCoordinates and rate.config.z_score_theta == "none"
 
 
-@pytest.mark.parametrize(("n", "batch_size"), [(100, 50), (5000, 100), (20_000, 200)])
+@pytest.mark.parametrize(("n", "batch_size"), [(100, 50), (2000, 100), (20_000, 200)])
 def test_batches_suit_the_number_of_runs(n: int, batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr(learning, "fit_likelihood", lambda *args, options, **kwargs: seen.append(options))

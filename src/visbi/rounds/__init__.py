@@ -1,11 +1,12 @@
 """Sequential inference: `infer`, and its pieces to do it by hand.
 
 `RoundProposal` and `TruncatedPrior` say where to simulate next, `fit_likelihood(warm_start=...)` learns,
-`VIPosterior(q="auto").train(init=...)` fits, `likelihood_spread`, `error_of_q` and `moved` judge, and
-`reason_to_stop` says when it is enough.
+`VIPosterior(q="auto").train(init=...)` fits, `likelihood_spread`, `likelihood_test`, `error_of_q` and `moved`
+judge, and `reason_to_stop` says when it is enough.
 """
 
 from visbi.rounds.errors import Errors, error_of_q, likelihood_spread, moved
+from visbi.rounds.local import likelihood_test
 from visbi.rounds.proposal import RoundProposal, TruncatedPrior
 from visbi.rounds.result import Inference, Round
 from visbi.rounds.sequential import infer
@@ -20,6 +21,7 @@ __all__ = [
     "error_of_q",
     "infer",
     "likelihood_spread",
+    "likelihood_test",
     "moved",
     "reason_to_stop",
 ]

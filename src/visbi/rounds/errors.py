@@ -13,7 +13,7 @@ likelihood   how far the posteriors of an ensemble's networks p_k are from that 
 
 The networks differ by their seeds: their first weights, the order of the batches, and which runs are held out
 (Lakshminarayanan, Pritzel, Blundell: Simple and scalable predictive uncertainty estimation using deep
-ensembles. NeurIPS 2017). What they all get wrong in the same way is not seen.
+ensembles. NeurIPS 2017). What they all get wrong in the same way is not seen; `local` tests for that.
 """
 
 import math

@@ -29,7 +29,7 @@ __all__ = ["Learning", "learning_set"]
 
 _MIN_KEPT = 50
 _FEW_ENTRIES = 16  # of x, up to which splines are affordable
-_BATCHES, _SMALLEST, _LARGEST = 50, 50, 200  # of an epoch, and rows in one
+_BATCHES, _SMALLEST, _LARGEST = 20, 50, 200  # of an epoch, and rows in one
 _RESCALED = 0.5  # share of its former spread below which x asks for another standardisation
 
 
