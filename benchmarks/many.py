@@ -110,7 +110,7 @@ def page(rows: list[Row]) -> str:
         f"visbi {first['versions']['visbi']}, torch {first['versions']['torch']}, {first['processor']}, one "
         f"thread, {first['when']}; load average {min(loads):.1f} to {max(loads):.1f} (other work ran beside, "
         "which wall seconds feel). Seconds for one observation, with its first 1000 draws; of loops the mean "
-        "over the observations tried, each fit with the tool's defaults; maf is the default family of both tools. "
+        "over the observations tried, each fit with the tool's defaults; maf is the default family of both. "
         "C2ST of 1000 draws for each of 50 observations against exact ones.",
         "",
         f"| model | way | observations | {columns} |",
