@@ -44,15 +44,6 @@ def test_goes_on_unless_x_has_become_narrow(scale: float, goes_on: bool) -> None
     assert torch.allclose(*weights, atol=1e-6) == goes_on
 
 
-def test_an_entry_that_never_varies_is_not_narrow() -> None:
-    theta, x = runs(200)
-    x = torch.cat([x, torch.ones(200, 1)], -1)
-    first = LEARNING.learn(theta, x, COORDS, earlier=None, seed=0, show_progress_bar=False)
-    then = LEARNING.learn(theta, x, COORDS, earlier=first, seed=1, show_progress_bar=False)
-    weights = [next(e.estimator.members[0].flow.encoder.parameters()) for e in (first, then)]
-    assert torch.allclose(*weights, atol=1e-6)
-
-
 def simulations(n: int) -> Simulations:
     theta, x = runs(n)
     return Simulations(theta, x, theta[:0], (), 0)

@@ -85,8 +85,8 @@ class Learning:
 
 
 def _narrowed(earlier: TrainedLikelihood, x: Tensor) -> bool:
-    scale, spread = earlier.estimator.members[0].standardise_x.scale, x.double().std(0)
-    return bool(((spread < _RESCALED * scale) & (spread > 0)).any())  # what never varies has no scale
+    scale = earlier.estimator.members[0].standardise_x.scale
+    return bool((x.double().std(0) < _RESCALED * scale).any())
 
 
 def learning_set(
