@@ -212,8 +212,9 @@ def page(rows: list[Row]) -> str:
         "# Amortised fits from 10,000 simulations",
         "",
         "Mean C2ST over held-out observations (the worst) of 2000 draws against exact ones; .5 is perfect. "
-        "`NLE` is the best that draws of the learnt likelihood's posterior could have, (1 + TV) / 2. "
-        "`corrected` weighs with that likelihood, `with the exact likelihood` with the simulator's. "
+        "`NLE` is the best that draws of the learnt likelihood's posterior could have, (1 + TV) / 2: "
+        "`corrected` draws, which are weighed with it, come near it and cannot pass it. `with the exact "
+        "likelihood`: weighed with the simulator's. "
         "Published: mean C2ST of MCMC on neural likelihoods and of neural posteriors, 10,000 simulations, "
         "other observations (Lueckmann et al. 2021).",
         f"{', '.join(sorted({row['processor'] for row in rows}))}; CPU seconds of one thread, with much "

@@ -5,6 +5,9 @@ r"""Four tasks of the SBI benchmark with exact posteriors at any x, for amortise
     gaussian_linear_uniform   D = 10, x = theta + N(0, .1 I), theta ~ U([-1, 1]^10)
     bernoulli_glm             D = 10, x = V'y, y_t ~ Bernoulli(sigmoid(V theta)_t), t = 1 ... 100
 
+with uniform noise added to the first entry of the last x, a count, so that x has a density; it says nothing
+of theta.
+
 The tasks are those of Lueckmann, Boelts, Greenberg, Goncalves, Macke (2021), in code of our own; the stimulus
 of the last one is drawn anew. Exact draws: by rejection for the first two, coordinate by coordinate for the
 third. The last posterior is log-concave: 100,000 draws of a Student t at its mode are weighed, and the draws
@@ -130,7 +133,8 @@ def glm_precision(lags: int = 9) -> Tensor:
 
 
 def glm_log_likelihood(theta: Tensor, x: Tensor) -> Tensor:
-    """log p(x | theta) up to what depends on x alone, for x = V'y."""
+    """log p(x | theta) up to what depends on x alone."""
+    x = torch.cat([x[..., :1].floor(), x[..., 1:]], -1)
     drive = theta @ glm_design().to(theta).T
     return (theta * x).sum(-1) - torch.nn.functional.softplus(drive).sum(-1)
 
@@ -138,6 +142,7 @@ def glm_log_likelihood(theta: Tensor, x: Tensor) -> Tensor:
 def glm_weighed(x: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """Draws of a Student t at the posterior's mode, (n, D), and their log-weights (n,)."""
     design, precision = glm_design(), glm_precision().double()
+    x = torch.cat([x[:1].floor(), x[1:]])
     mode, hessian = torch.zeros(len(precision), dtype=torch.float64), precision
     for _ in range(_GLM_STEPS):  # Newton's
         rate = torch.sigmoid(design @ mode)
@@ -158,7 +163,9 @@ def _bernoulli_glm() -> AmortizedTask:
 
     def simulator(theta: Tensor) -> Tensor:
         spikes = torch.bernoulli(torch.sigmoid(theta.double() @ design.T))
-        return (spikes @ design).to(theta.dtype)
+        x = spikes @ design
+        x[:, 0] += torch.rand(len(x), dtype=x.dtype)
+        return x.to(theta.dtype)
 
     def draw(x: Tensor, n: int) -> Tensor:
         theta, log_w = glm_weighed(x, _GLM_DRAWS)

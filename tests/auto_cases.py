@@ -72,5 +72,5 @@ def _proposal(kind: str, dim: int) -> Proposal:
         body.placed(loc, spread * torch.eye(dim).double())
         for parameter in body.layers.parameters():
             parameter.data.add_(0.003 * torch.randn_like(parameter))
-    flow = FlowProposal(widened(body))
+    flow = FlowProposal.of(widened(body))
     return flow if kind == "flow" else Blend(flow, mixture, torch.tensor([0.3]).double())

@@ -42,6 +42,7 @@ METHODS = (
     "map",
     "evaluate",
     "to",
+    "sibling",
 )
 
 
@@ -1019,3 +1020,24 @@ def test_evaluate(later: bool, capsys: pytest.CaptureFixture[str]) -> None:
         out = capsys.readouterr().out
         assert out.startswith(start) and out.count("\n") == 1
         assert (report.proportionality is None) is (metric == "psis")
+
+
+# siblings
+
+
+@shows("sibling", "fit")
+@LATER
+def test_a_sibling_shares_what_is_not_fitted(later: bool) -> None:
+    posterior = ready(later)
+    before = weights(posterior)
+    other = posterior.sibling()
+    assert other.prior is posterior.prior and other.potential_fn is posterior.potential_fn
+    assert other.coordinates is posterior.coordinates and torch.equal(weights(other), before)
+    with pytest.raises(ValueError, match=r"call train\(\)"):
+        other.sample()
+    fitted(other, OTHER)
+    assert torch.equal(weights(posterior), before) and not torch.equal(weights(other), before)
+    report = other.report  # made on first use
+    same = posterior.sibling(other.fit)
+    assert same.q is other.q and torch.equal(same.default_x, OTHER) and same.report == report
+    assert (posterior.default_x is None) is not later

@@ -174,6 +174,29 @@ def test_what_comes_to_a_posterior_that_has_moved() -> None:
     assert moved.sample((2,), X).device.type == moved.sample_batched((2,), X).device.type == "meta"
 
 
+class Bare:
+    """The field's interface without a `to`."""
+
+    def set_x(self, x: Tensor, x_is_iid: bool = True) -> None:
+        self.x = x
+
+    def return_x_o(self) -> Tensor:
+        return X
+
+    def __call__(self, theta: Tensor, track_gradients: bool = True) -> Tensor:
+        return log_p(theta, self.x)
+
+
+def test_what_cannot_move_may_stay(tmp_path: Any) -> None:
+    posterior = fitted(VIPosterior(Bare(), box(), q="gaussian"), None)
+    posterior.save(tmp_path / "it")
+    for device in (None, "cpu", torch.device("cpu")):
+        back = VIPosterior.load(tmp_path / "it", potential_fn=Bare(), device=device)
+        assert fitted(back).sample((2,)).device.type == "cpu"
+    with pytest.raises(AttributeError, match="to"):
+        posterior.to("meta")
+
+
 def test_built_on_a_device() -> None:
     built: list[Any] = []
 

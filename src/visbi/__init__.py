@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from visbi.calibration import Calibration, calibrate
     from visbi.certificate import FitError, Report
     from visbi.estimators import fit_likelihood, fit_ratio
     from visbi.families import ZukoFlowType
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BasePotential",
     "BoxUniform",
+    "Calibration",
     "CustomPotential",
     "FitError",
     "MultipleIndependent",
@@ -37,6 +39,7 @@ __all__ = [
     "VIPosterior",
     "VIPosteriorParameters",
     "ZukoFlowType",
+    "calibrate",
     "fit_likelihood",
     "fit_many",
     "fit_ratio",
@@ -52,6 +55,7 @@ __version__ = "0.1.0"
 _HOME = {
     "BasePotential": "visbi.potentials",
     "BoxUniform": "visbi.priors",
+    "Calibration": "visbi.calibration",
     "CustomPotential": "visbi.potentials",
     "FitError": "visbi.certificate",
     "MultipleIndependent": "visbi.priors",
@@ -62,6 +66,7 @@ _HOME = {
     "VIPosterior": "visbi.posterior",
     "VIPosteriorParameters": "visbi.fitting.parameters",
     "ZukoFlowType": "visbi.families",
+    "calibrate": "visbi.calibration",
     "fit_likelihood": "visbi.estimators",
     "fit_many": "visbi.many",
     "fit_ratio": "visbi.estimators",

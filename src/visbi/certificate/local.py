@@ -7,7 +7,10 @@ of (d - 1/2)^2 there (Linhart, Gramfort, Rodrigues: L-C2ST: Local diagnostics fo
 simulation-based inference. 2023).
 
 If q is right, the two thetas of an x may change places. The same training on pairs of which a random half
-has been exchanged therefore gives draws of the statistic's distribution, and an exact p-value.
+has been exchanged therefore gives draws of the statistic's distribution, and an exact p-value. It is exact
+for a q that is right everywhere: where q is wrong elsewhere, some of what the classifier learnt there
+reaches x_o, and a small p-value need not mean x_o; the statistic, `shift` and `scale` say how much is wrong
+here.
 
 d says more than that something is wrong: its logit is log p(theta | x_o) - log q(theta | x_o) + const to the
 classifier's eye. If q = N(m, s^2) and p = N(m + a s, r^2 s^2), the covariances of the logit over draws of q
@@ -28,9 +31,11 @@ from visbi.certificate.ranks import ALPHA, checked_names, p_text
 from visbi.core.checks import finite_tensor, in_interval, non_negative_int, one_of, positive_int, violation
 from visbi.core.random import spawn_seeds
 
-__all__ = ["CLASSIFIERS", "LocalC2ST", "local_c2st"]
+__all__ = ["CLASSIFIERS", "N_NULL", "LocalC2ST", "local_c2st"]
 
 CLASSIFIERS = ("network", "quadratic")
+N_NULL = 100
+"""Trainings after exchanges, unless told otherwise."""
 _WIDTH, _EPOCHS = 40, 30  # of the network
 _MOST_SQUARED = 30  # columns; products of more would be too many for a network
 _FEWEST_PAIRS = 100
@@ -84,7 +89,7 @@ def local_c2st(
     draws_o: Tensor,
     *,
     classifier: str | Any = "network",
-    n_null: int = 100,
+    n_null: int = N_NULL,
     names: Sequence[str] | None = None,
     alpha: float = ALPHA,
     seed: int = 1,

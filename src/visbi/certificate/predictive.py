@@ -55,7 +55,8 @@ class PredictiveCheck:
         oddity: of each entry, of the shape of x: distance from the median in units of the distance of the 1 %
             tail, with its sign.
         entry_p_values: of each entry, of the shape of x, corrected for their number.
-        entries: names of the entries that are off, the oddest first.
+        names: of all entries of x, flattened.
+        entries: names of those that are off, the oddest first.
         n: simulations compared with.
         alpha: chance of a false alarm.
     """
@@ -67,6 +68,7 @@ class PredictiveCheck:
     corrected: np.ndarray
     oddity: Tensor
     entry_p_values: Tensor
+    names: tuple[str, ...]
     entries: tuple[str, ...]
     n: int
     alpha: float
@@ -217,6 +219,7 @@ def _result(
         corrected=corrected,
         oddity=torch.from_numpy(scores[-1]).reshape(shape),
         entry_p_values=torch.from_numpy(entry_p).reshape(shape),
+        names=labels,
         entries=tuple(labels[i] for i in off),
         n=len(scores) - 1,
         alpha=alpha,

@@ -7,8 +7,9 @@ wrong correlations; ranks of a quantity that depends on the data, such as the lo
 Moon, Kim, Bürkner, Huurre, Faltejsková, Gelman, Vehtari: Simulation-based calibration checking for Bayesian
 computation: the choice of test quantities shapes sensitivity. 2023).
 
-Draws must be independent: of a chain, take every k-th. Draws that were corrected by importance weights may
-be given as they are; equal ones share their rank at random.
+Draws must be independent: of a chain, take every k-th. Draws that were corrected by importance weights may be
+given as they are; where few of them are distinct, truths fall beside all of them too often, and q is called
+over-confident: what such draws say is.
 """
 
 from collections.abc import Mapping, Sequence

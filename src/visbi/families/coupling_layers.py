@@ -30,12 +30,12 @@ from torch.nn import functional
 
 from visbi.families.spline import RationalQuadraticSpline, spline_shapes
 
-__all__ = ["CouplingLayers", "moved_entries"]
+__all__ = ["BINS", "LARGEST_LOG_SCALE", "PER_ENTRY", "CouplingLayers", "moved_entries"]
 
-_LARGEST_LOG_SCALE = 3.0
-_BINS = 8
-_SIZES, _SLOPES = spline_shapes(_BINS)
-_PER_ENTRY = math.prod(_SIZES) + math.prod(_SLOPES)
+LARGEST_LOG_SCALE = 3.0
+BINS = 8
+_SIZES, _SLOPES = spline_shapes(BINS)
+PER_ENTRY = math.prod(_SIZES) + math.prod(_SLOPES)
 
 _Pull = Callable[[Tensor], Tensor]
 
@@ -106,7 +106,7 @@ class CouplingLayers(nn.Module):
         self.register_buffer("moved", moved, persistent=False)
         self.register_buffer("mask", mask, persistent=False)
         t, h = num_transforms, hidden_features
-        n_out = moved.shape[1] * _PER_ENTRY if self.spline else 2 * dim
+        n_out = moved.shape[1] * PER_ENTRY if self.spline else 2 * dim
         fan_in = dim - moved.shape[1] + context
         self.last_bias = nn.Parameter(torch.zeros(t, n_out))
         self.first = _uniform(t, h, dim, fan_in=fan_in) if dim > 1 else None
@@ -144,7 +144,7 @@ class CouplingLayers(nn.Module):
                 x, ladj = x.index_copy(1, moved, entry), spline.call_and_ladj(entry)[1]
             else:
                 a, shift = phi.chunk(2, 1)
-                ladj = _LARGEST_LOG_SCALE * a.tanh()
+                ladj = LARGEST_LOG_SCALE * a.tanh()
                 x = (x - shift) * (-ladj).exp()
             total = total + ladj.sum(-1)
         return x, total
@@ -155,7 +155,7 @@ class CouplingLayers(nn.Module):
             return self.last_bias.unbind(0)
         last, last_bias = self.last, self.last_bias
         if not self.spline:  # rows of a, which is taken a third at a time, and of the shift
-            mask = torch.cat([self.mask / _LARGEST_LOG_SCALE, self.mask], 1)
+            mask = torch.cat([self.mask / LARGEST_LOG_SCALE, self.mask], 1)
             last, last_bias = last * mask[..., None], last_bias * mask
         first = None if self.first is None else self.first * (1.0 - self.mask)[:, None]
         tensors = (first, self.from_context, self.first_bias, self.second, self.second_bias, last, last_bias)
@@ -172,8 +172,8 @@ def _uniform(*shape: int, fan_in: int) -> nn.Parameter:
 
 def _spline(phi: Tensor) -> Any:
     """Splines of the moved entries from (N, m P)."""
-    phi = phi.unflatten(-1, (-1, _PER_ENTRY))
-    return RationalQuadraticSpline(phi[..., : 2 * _BINS].unflatten(-1, (2, _BINS)), phi[..., 2 * _BINS :])
+    phi = phi.unflatten(-1, (-1, PER_ENTRY))
+    return RationalQuadraticSpline(phi[..., : 2 * BINS].unflatten(-1, (2, BINS)), phi[..., 2 * BINS :])
 
 
 def _network(x: Tensor, weights: _Network | Tensor, context: Tensor | None) -> tuple[Tensor, _Pull]:
@@ -207,12 +207,12 @@ def _affine_step(
     phi, pull = _network(x, weights, context)
     a, shift = phi.chunk(2, 1)
     slope = a.tanh()
-    scale = (_LARGEST_LOG_SCALE * slope).exp()
-    y, ladj = torch.addcmul(shift, scale, x), _LARGEST_LOG_SCALE * slope.sum(-1)
+    scale = (LARGEST_LOG_SCALE * slope).exp()
+    y, ladj = torch.addcmul(shift, scale, x), LARGEST_LOG_SCALE * slope.sum(-1)
     if score is not None:
         with torch.no_grad():
             by_log_scale = torch.addcmul(torch.ones_like(x), score, x)  # <v_y, y> + sum log D by s
-            by_a = by_log_scale * (_LARGEST_LOG_SCALE - _LARGEST_LOG_SCALE * slope.square())
+            by_a = by_log_scale * (LARGEST_LOG_SCALE - LARGEST_LOG_SCALE * slope.square())
             score = score / scale
             score = score - pull(torch.cat([by_a, score], 1))
     return y, ladj, score

@@ -16,7 +16,7 @@ from visbi.core.checks import violation
 from visbi.families.base import Body
 from visbi.families.coupling import CouplingBody
 
-__all__ = ["WidenedBody"]
+__all__ = ["WidenedBody", "log_wide_normal", "wide_score"]
 
 
 class WidenedBody(Body):
@@ -57,14 +57,25 @@ class WidenedBody(Body):
             n, self.dim, dtype=torch.float64, device=self.scales.device
         )
         z, ladj = self.inner.push(u)
-        return z, self._log_base(u) - ladj
+        return z, log_wide_normal(u, self.scales, self.shares) - ladj
 
     def log_prob(self, z: Tensor) -> Tensor:
         u, ladj = self.inner.pull(z)
-        log_q = self._log_base(u) - ladj
+        log_q = log_wide_normal(u, self.scales, self.shares) - ladj
         return torch.where(log_q.isnan(), -torch.inf, log_q)
 
-    def _log_base(self, u: Tensor) -> Tensor:
-        each = -0.5 * u.square().sum(-1, keepdim=True) / self.scales.square()
-        norm = self.shares.log() - self.dim * (self.scales.log() + 0.5 * math.log(2 * math.pi))
-        return torch.logsumexp(each + norm, -1)
+
+def log_wide_normal(u: Tensor, scales: Tensor, shares: Tensor) -> Tensor:
+    """log sum_b a_b N(u; 0, s_b^2 I), (...), for u (..., d), scales (B,) and shares (B,)."""
+    return torch.logsumexp(_each(u, scales, shares), -1)
+
+
+def wide_score(u: Tensor, scales: Tensor, shares: Tensor) -> Tensor:
+    """Its gradient (..., d)."""
+    part = torch.softmax(_each(u, scales, shares), -1)
+    return -u * (part / scales.square()).sum(-1, keepdim=True)
+
+
+def _each(u: Tensor, scales: Tensor, shares: Tensor) -> Tensor:
+    quadratic = -0.5 * u.square().sum(-1, keepdim=True) / scales.square()
+    return quadratic + shares.log() - u.shape[-1] * (scales.log() + 0.5 * math.log(2 * math.pi))

@@ -24,6 +24,7 @@ LOW = math.log(20.0)  # nats by which q is much too low somewhere
 FEW = 5e-3  # share of the mass that may lie there
 _GOOD = ("ok", "corrected")
 _ACCUSERS = 2  # particles; a mode of a few percent may have lost all but so many of its own on the way
+_WITNESSES = 20  # points in effect; fewer may be a tail's chance
 _MISSING = 0.02  # share of the mass beyond which an answer is in doubt
 _FLOW_DIMENSIONS = 4
 _DRIFT = 5.0  # standard errors
@@ -117,7 +118,9 @@ class Record:
         modes: how many there seem to be.
         flown: whether a flow was tried.
         best: the best q so far (F = 1) with its rung and trial.
-        answer: the best that has a certificate, with its rung.
+        answer: the best that has a certificate, with its rung, and
+        rank: how good that is; what leaves out mass that was seen elsewhere is worse than what may do so.
+        carried: particles that came from the best q.
         broken: share of the answer's draws at which the potential is NaN or +inf.
     """
 
@@ -126,6 +129,8 @@ class Record:
     flown: bool = False
     best: tuple[str, Proposal, Trial] | None = None
     answer: tuple[str, Answer] | None = None
+    rank: tuple[int, bool, float] = (-1, False, 0.0)
+    carried: Exploration | None = None
     broken: float = 0.0
 
 
@@ -191,6 +196,10 @@ class Group:
         """(F,) True."""
         return torch.ones(len(self.records), dtype=torch.bool, device=self.target.device)
 
+    def where(self, holds: Callable[[Record], bool]) -> Tensor:
+        """(F,) of which fits the record is such."""
+        return torch.tensor([holds(record) for record in self.records], device=self.target.device)
+
     def for_a_flow(self) -> Tensor:
         """(F,) whether a flow may fit better than any mixture: one mode, in more than a few dimensions."""
         few = self.target.dim < _FLOW_DIMENSIONS or not self.gradient
@@ -217,16 +226,17 @@ class Group:
         broken = (self.target.broken - broken) / n
         reports = certify_many(trial.ell, trial.log_q, resampled=True)
         passed = torch.tensor([report.status in _GOOD for report in reports], device=self.target.device)
+        doubted = [False] * len(reports)
         if bool(passed.any()):  # what the weights say is final where they are bad
-            found = iter(self.only(passed).doubts(q.of_fits(passed), trial.of_fits(passed)))
-            reports = [
-                _doubted(report, next(found)) if good else report
-                for report, good in zip(reports, passed.tolist(), strict=True)
-            ]
+            doubts = iter(self.only(passed).doubts(q.of_fits(passed), trial.of_fits(passed)))
+            each = [next(doubts) if good else [] for good in passed.tolist()]
+            reports = [_doubted(*pair) for pair in zip(reports, each, strict=True)]
+            doubted = [bool(doubt) for doubt in each]
         for i, (record, report) in enumerate(zip(self.records, reports, strict=True)):
             answer = Answer(q.of_fits(_one(passed, i)), trial.z[i], trial.ell[i], trial.log_q[i], report)
-            if record.answer is None or _rank(report) > _rank(record.answer[1].report):
-                record.answer, record.broken = (rung, answer), float(broken[i])
+            rank = _rank(report, doubted=doubted[i])
+            if rank > record.rank:
+                record.answer, record.rank, record.broken = (rung, answer), rank, float(broken[i])
             passed[i] = report.status in _GOOD and report.ess_fraction >= spare
             if not passed[i]:
                 record.story.append(f"{rung} {_why(report)}")
@@ -234,7 +244,7 @@ class Group:
 
     def doubts(self, q: Proposal, trial: Trial) -> list[list[str]]:
         """What speaks against each q beside its weights."""
-        share = self.missing(q, trial.log_z).tolist()
+        share = torch.maximum(self.missing(q, trial.log_z), self.missing_of_points(q)).tolist()
         found: list[list[str]] = [
             [
                 f"an independent exploration has seen about {100 * each / (1 + each):.1f} % of the "
@@ -280,6 +290,16 @@ class Group:
             share[accused] = self.only(accused).missing_at(q.of_fits(accused), local, log_z[accused])
         return share
 
+    def missing_of_points(self, q: Proposal) -> Tensor:
+        """(F,) mass, relative to what q has, that draws of all proposals find where q is much too low."""
+        log_w = self.pool.log_w()
+        weights, log_z = log_w.softmax(1), torch.logsumexp(log_w, 1, keepdim=True) - math.log(log_w.shape[1])
+        ell = torch.cat([trial.ell for _, trial in self.pool.proposals], 1)
+        weights = weights * (ell - q.log_prob(self.pool.z) - log_z > LOW)
+        mass, squares = weights.sum(1), weights.square().sum(1)
+        known = mass.square() > _WITNESSES * squares
+        return torch.where(known, mass / (1.0 - mass).clamp_min(1e-12), 0.0)
+
     def missing_at(self, q: Proposal, local: Mixture, log_z: Tensor) -> Tensor:
         """(F,) mass, relative to what q has, that draws of `local` find where q is much too low."""
         trial = self.pool.draw(local, self.effort.witnesses)
@@ -299,9 +319,9 @@ def _doubted(report: Report, doubts: list[str]) -> Report:
     return replace(report, status="suspect", sentence=doubts[0]) if doubts else report
 
 
-def _rank(report: Report) -> tuple[int, float]:
+def _rank(report: Report, *, doubted: bool) -> tuple[int, bool, float]:
     order = {"failed": 0, "suspect": 1, "corrected": 2, "ok": 2}
-    return order[report.status], report.ess_fraction * (1.0 if report.khat < 0.7 else 0.3)
+    return order[report.status], not doubted, report.ess_fraction * (1.0 if report.khat < 0.7 else 0.3)
 
 
 def _why(report: Report) -> str:

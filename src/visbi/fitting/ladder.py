@@ -15,7 +15,6 @@ Every way works in coordinates z in which the prior is N(0, I), or near it. F po
 observations, climb side by side: a rung takes a group of fits and gives back groups that need the next one.
 """
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -24,15 +23,16 @@ from torch import Tensor
 
 from visbi.certificate.modes import find_modes
 from visbi.certificate.report import BROKEN, broken_sentence, certify
+from visbi.fitting.bridge import bridge
 from visbi.fitting.budget import BudgetReached
 from visbi.fitting.climbing import ALONE, FEW, Answer, Effort, Group, Record
 from visbi.fitting.explore import explore
-from visbi.fitting.flow import FlowProposal, flow_body, train_flow, widened
+from visbi.fitting.flying import fly
 from visbi.fitting.match import match_gaussian
 from visbi.fitting.mixture import Mixture, defended, local_covariances, spread_out
 from visbi.fitting.pool import Pool, Trial
 from visbi.fitting.probe import useful_gradient
-from visbi.fitting.refine import from_particles, matched, patch, refined
+from visbi.fitting.refine import from_particles, matched, refined
 from visbi.fitting.rows import picked, trues_first
 from visbi.fitting.target import Target, is_usable
 
@@ -46,10 +46,6 @@ _ENOUGH_SEEN = 10.0  # draws of the prior in effect, for each dimension, from wh
 _FEW_DIMENSIONS = 4  # in which mixtures can follow tempered weights from the prior to the posterior
 _BENT = 0.25  # share of a first mixture below which what a flow may fit is left to it at once
 _LITTLE = 0.5  # of a refitted one, below which a flow is tried first: what it lacks its weights cannot tell
-_FLOW_ROUNDS, _FLOW_STEPS, _FLOW_BATCH = 3, 200, 256
-_HOPELESS_FLOW = 0.02
-_ENOUGH_FLOW = 0.6
-_FORWARD = 0.5
 
 Rung = Callable[[Group], Sequence[Group]]
 """Takes fits that have no answer yet; gives back those that still have none."""
@@ -297,7 +293,7 @@ def _refitted(now: Group, q: Mixture, trial: Trial) -> tuple[Mixture, Trial]:
 def _certified_mixture(now: Group, q: Mixture, trial: Trial, *, again: bool) -> Sequence[Group]:
     """A second time, if asked for, with the draws of a certificate that failed among the points."""
     hopeless = (trial.khat >= 0.9) | (trial.share < 0.05)
-    now.tell(hopeless, lambda i: f"a mixture had {_numbers(trial, i)}")
+    now.tell(hopeless, lambda i: f"a mixture had {trial.numbers(i)}")
     over, others = now.parts(hopeless)
     rest = [] if over is None else [over]
     if others is None:
@@ -312,95 +308,12 @@ def _certified_mixture(now: Group, q: Mixture, trial: Trial, *, again: bool) -> 
 
 
 def _flow(now: Group) -> Sequence[Group]:
-    if not now.gradient:
-        return [now]
-    rest = []
-    for i, record in enumerate(now.records):
-        one = now.only(torch.arange(len(now.records)) == i)
-        if record.flown or not _one_flow(one):
-            rest.append(one)
-    return rest
-
-
-def _one_flow(now: Group) -> bool:
-    record = now.records[0]
-    record.flown = True
-    points, weights = now.pool.points(now.effort.trial)
-    z, weight = points[0], weights[0]
-    mean = (weight[:, None] * z).sum(0)
-    cov = (weight[:, None] * (z - mean)).mT @ (z - mean)
-    cov = cov + 1e-9 * torch.diag_embed(cov.diagonal())
-    body = flow_body(now.target.dim).to(now.target.device)
-    body.placed(mean, torch.linalg.cholesky(cov))
-    q, trial, share = None, None, 0.0
-    for number in range(_FLOW_ROUNDS):
-        known = now.pool.points(2 * now.effort.trial) if record.modes > 1 else None
-        train_flow(
-            body,
-            now.target,
-            round_=number,
-            steps=_FLOW_STEPS,
-            batch=_FLOW_BATCH,
-            # what draws of a flow do not reach, such as another mode, only weighted points can teach it
-            points=None if known is None else (known[0][0], known[1][0]),
-            forward_share=_FORWARD,
-        )
-        q = FlowProposal(widened(copy.deepcopy(body)))  # the pool keeps it, and training goes on
-        trial = now.pool.draw(q, now.effort.trial)
-        share = float(trial.share)
-        if (share > _ENOUGH_FLOW and float(trial.khat) < 0.6) or (number and share < _HOPELESS_FLOW):
-            break
-    assert q is not None and trial is not None
-    now.consider("a flow", q, trial)
-    sound = float(trial.khat) < 0.9 and share > _HOPELESS_FLOW
-    if sound and bool(now.certified("a flow", q, spare=_SPARE)):
-        return True
-    patched = patch(now.pool, q)
-    trial = now.pool.draw(patched, now.effort.trial)
-    now.consider("a patched flow", patched, trial)
-    if float(trial.khat) >= 0.9 or float(trial.share) < _HOPELESS_FLOW:
-        now.tell(now.all(), f"a flow had {_numbers(trial, 0)}")
-        return False
-    return bool(now.certified("a patched flow", patched, spare=_SPARE))
+    return fly(now, spare=_SPARE)
 
 
 def _bridge(now: Group) -> Sequence[Group]:
     masks = torch.eye(len(now.records), dtype=torch.bool)
-    return [one for one in map(now.only, masks) if not _one_bridge(one)]
-
-
-def _one_bridge(now: Group) -> bool:
-    for _ in range(2):
-        best = now.records[0].best
-        assert best is not None
-        _, base, base_trial = best
-        if not isinstance(base, Mixture):
-            return False
-        seen = explore(now.target, now.effort.particles, base=_From(defended(base)), gradient=now.gradient)
-        q = from_particles(seen)
-        trial = now.pool.draw(defended(q), now.effort.trial)
-        if float(base_trial.merit) > float(trial.merit):
-            q, trial = base, base_trial
-        q, trial = refined(now.pool, q, trial, rounds=2)
-        now.consider("a bridged mixture", q, trial)
-        sound = float(trial.khat) < 0.9
-        if sound and bool(now.certified("a bridged mixture", defended(q), spare=_SPARE)):
-            return True
-    return False
-
-
-class _From:
-    """A mixture as the base of an exploration."""
-
-    def __init__(self, q: Mixture) -> None:
-        self.q = q
-
-    def sample(self, fits: int, n: int, like: Tensor) -> Tensor:
-        return self.q.sample(fits * n).reshape(fits, n, -1)
-
-    def log_prob_and_score(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        log_q, score = self.q.log_prob_and_score(z.reshape(1, -1, z.shape[-1]))
-        return log_q.reshape(z.shape[:-1]), score.reshape(z.shape)
+    return [one for one in map(now.only, masks) if not bridge(one, spare=_SPARE)]
 
 
 _EVERY_RUNG: tuple[Rung, ...] = (_look, _gaussian, _mixture, _flow, _bridge)
@@ -448,7 +361,3 @@ def _prior_like(target: Target) -> Mixture:
     d = target.dim
     loc = torch.zeros(target.fits, 1, d, dtype=torch.float64, device=target.device)
     return Mixture.of(torch.zeros_like(loc[..., 0]), loc, torch.eye(d).to(loc).expand(*loc.shape, d))
-
-
-def _numbers(trial: Trial, i: int) -> str:
-    return f"k-hat {float(trial.khat[i]):.2f} and an effective share of {float(trial.share[i]):.2f}"

@@ -13,6 +13,7 @@ towards its own diagonal and widened by what its effective number of points n le
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -113,22 +114,26 @@ class Mixture:
 
     def by_component(self, z: Tensor) -> Tensor:
         """log of w_k N(z; m_k, S_k), (F, K, N), for z (F, N, d)."""
+        return torch.cat(list(self._by_component(z)), -1)
+
+    def _by_component(self, z: Tensor) -> Iterator[Tensor]:
+        """The same in pieces that fit a cache."""
         quadratic = self._quadratic
         if quadratic is not None:
             coefficients, centre = quadratic
-            step = max(64, _AT_ONCE // (len(z) * coefficients.shape[-1]))
-            return torch.cat([coefficients @ _monomials(piece - centre).mT for piece in z.split(step, 1)], -1)
+            step = max(64, _AT_ONCE // (len(z) * max(coefficients.shape[-2:])))
+            for piece in z.split(step, 1):
+                yield coefficients @ _monomials(piece - centre).mT
+            return
         shift = (self._inverse @ self.loc[..., None]).mT  # (F, K, 1, d)
         step = max(64, _AT_ONCE // self.loc.numel())
-        parts = []
         for piece in z.split(step, 1):
             u = piece[:, None] @ self._inverse.mT - shift
-            parts.append(self._log_norm[..., None] - 0.5 * u.square().sum(-1))
-        return torch.cat(parts, -1)
+            yield self._log_norm[..., None] - 0.5 * u.square().sum(-1)
 
     def log_prob(self, z: Tensor) -> Tensor:
         """(F, N) for z (F, N, d)."""
-        return torch.logsumexp(self.by_component(z), 1)
+        return torch.cat([torch.logsumexp(piece, 1) for piece in self._by_component(z)], -1)
 
     def log_prob_and_score(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """log q (F, N) and its gradient (F, N, d) at z (F, N, d)."""

@@ -37,6 +37,10 @@ class Proposal(Protocol):
         """(F, N) for z (F, N, d)."""
         ...
 
+    def log_prob_and_score(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """(F, N) and the gradient (F, N, d) for z (F, N, d)."""
+        ...
+
     def of_fits(self, which: Tensor) -> "Proposal":
         """Those `which`, (F,) bool."""
         ...
@@ -57,6 +61,10 @@ class Trial:
     log_q: Tensor
     share: Tensor
     khat: Tensor
+
+    def numbers(self, i: int) -> str:
+        """Those of one, in words."""
+        return f"k-hat {float(self.khat[i]):.2f} and an effective share of {float(self.share[i]):.2f}"
 
     @property
     def log_w(self) -> Tensor:

@@ -151,6 +151,15 @@ class Blend:
             self.main.log_prob(z) + torch.log1p(-share), self.rest.log_prob(z) + share.log()
         )
 
+    def log_prob_and_score(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """log q (F, N) and its gradient (F, N, d)."""
+        share = self.share[:, None]
+        log_main, main = self.main.log_prob_and_score(z)
+        log_rest, rest = self.rest.log_prob_and_score(z)
+        log_main, log_rest = log_main + torch.log1p(-share), log_rest + share.log()
+        total = torch.logaddexp(log_main, log_rest)
+        return total, (log_main - total).exp()[..., None] * main + (log_rest - total).exp()[..., None] * rest
+
     def of_fits(self, which: Tensor) -> "Blend":
         """Those `which`, (F,) bool."""
         return Blend(self.main.of_fits(which), self.rest.of_fits(which), self.share[which])

@@ -1,7 +1,7 @@
 """Figures: the posterior in pairs, the prediction over the data, the trace of a fit.
 
 Every function returns a matplotlib Figure and touches no global state, so it works without a display and
-inside any program. Colours are those of Okabe and Ito, which colour-blind readers can tell apart.
+inside any program.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,16 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from visbi.core.checks import finite_tensor, violation
+from visbi.core.checks import violation
+from visbi.plots import style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["pair_plot", "predictive_band", "trace_plot"]
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_MASS = (0.5, 0.9)  # inside contours and bands
-_SHADES = (0.25, 0.2)  # of the inner band, which lies on the outer one, and of the outer one
 _BINS = 60
 _SMOOTHING = 1.2  # in bins, against the noise of a histogram
 
@@ -47,7 +45,7 @@ def pair_plot(
     3
     """
     sets = {"": draws} if isinstance(draws, Tensor) else dict(draws)
-    arrays = {label: _array("draws", values) for label, values in sets.items()}
+    arrays = {label: style.array("draws", values) for label, values in sets.items()}
     shapes = [array.shape for array in arrays.values()]
     if any(len(shape) != 2 or 0 in shape for shape in shapes):
         raise ValueError(violation("draws", "sets of shape (N, D)", shapes))
@@ -58,20 +56,20 @@ def pair_plot(
     if len(names) != dim:
         raise ValueError(violation("names", f"{dim} names", len(names)))
     ranges = _ranges(np.concatenate(list(arrays.values())))
-    figure = _figure((size * dim + 0.6, size * dim + 0.6))
+    figure = style.figure((size * dim + 0.6, size * dim + 0.6))
     grid = figure.add_gridspec(dim, dim, wspace=0.08, hspace=0.08)
     for i in range(dim):
         for j in range(i + 1):
             axes = figure.add_subplot(grid[i, j])
             for number, array in enumerate(arrays.values()):
                 if i == j:
-                    _marginal(axes, array[:, i], ranges[i], _line_style(number))
+                    _marginal(axes, array[:, i], ranges[i], style.line_style(number))
                 else:
-                    _contours(axes, array[:, [j, i]], ranges[j], ranges[i], _line_style(number))
+                    _contours(axes, array[:, [j, i]], ranges[j], ranges[i], style.line_style(number))
             _label(axes, names, i, j, dim)
     figure.align_labels()
     if not isinstance(draws, Tensor):
-        handles = [_line(lw=1.6, **_line_style(number)) for number in range(len(arrays))]
+        handles = [style.line(lw=1.6, **style.line_style(number)) for number in range(len(arrays))]
         figure.legend(handles, list(arrays), loc="upper right", frameon=False, bbox_to_anchor=(0.98, 0.98))
     return figure
 
@@ -100,28 +98,28 @@ def predictive_band(
     >>> len(figure.axes)
     1
     """
-    arrays = {name: _array("simulations", values) for name, values in simulations.items()}
+    arrays = {name: style.array("simulations", values) for name, values in simulations.items()}
     for name, array in arrays.items():
         if array.shape[1:] != (len(time),) or len(array) == 0:
             raise ValueError(violation("simulations", f"{name!r} of shape (N, {len(time)})", array.shape))
         if name not in data or len(data[name]) != len(time):
             got = len(data[name]) if name in data else "none"
             raise ValueError(violation("data", f"{len(time)} numbers for {name!r}", got))
-    figure = _figure((7.0, 2.4 * len(arrays) + 0.6))
+    figure = style.figure((7.0, 2.4 * len(arrays) + 0.6))
     panels = figure.subplots(len(arrays), 1, sharex=True, squeeze=False)[:, 0]
-    for axes, colour, (name, array) in zip(panels, _cycle(len(arrays)), arrays.items(), strict=True):
-        _bands(axes, time, array, colour)
+    for axes, colour, (name, array) in zip(panels, style.cycle(len(arrays)), arrays.items(), strict=True):
+        style.bands(axes, time, array, colour)
         axes.plot(time, list(data[name]), "o", ms=4, color="black", zorder=3)
         axes.set_ylabel(f"{name}\n{ylabel}" if ylabel else name)
         if array.min() >= 0 and min(data[name]) >= 0:
             axes.set_ylim(bottom=0)
         axes.margins(x=0.02)
-        axes.spines[["top", "right"]].set_visible(False)
+        style.open_spines(axes)
     if all(float(t).is_integer() for t in time):
-        _whole_ticks(panels[-1])
+        style.whole_ticks(panels[-1])
     panels[-1].set_xlabel(xlabel)
     figure.align_ylabels()
-    _legend_of_bands(figure)
+    style.legend_of_bands(figure)
     return figure
 
 
@@ -138,9 +136,9 @@ def trace_plot(
     >>> len(trace_plot({"q": [3.0, 2.0, 1.5]}).axes)
     1
     """
-    figure = _figure((7.0, 2.2 * len(losses) + 0.4))
+    figure = style.figure((7.0, 2.2 * len(losses) + 0.4))
     panels = figure.subplots(len(losses), 1, squeeze=False)[:, 0]
-    for axes, colour, (name, values) in zip(panels, _cycle(len(losses)), losses.items(), strict=True):
+    for axes, colour, (name, values) in zip(panels, style.cycle(len(losses)), losses.items(), strict=True):
         array = np.asarray(values, dtype=float)
         axes.plot(np.arange(1, len(array) + 1), array, color=colour, lw=0.8)
         settled = array[len(array) // 20 :]
@@ -152,25 +150,11 @@ def trace_plot(
         axes.set_title(name, fontsize=9, loc="left")
         axes.set_ylabel(ylabel)
         axes.margins(x=0.02)
-        axes.spines[["top", "right"]].set_visible(False)
-        _whole_ticks(axes)
+        style.open_spines(axes)
+        style.whole_ticks(axes)
     panels[-1].set_xlabel(xlabel)
     figure.align_ylabels()
     return figure
-
-
-def _figure(size: tuple[float, float]) -> "Figure":
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=size, dpi=120, layout="constrained")
-
-
-def _cycle(n: int) -> list[str]:
-    return [_COLOURS[i % len(_COLOURS)] for i in range(n)]
-
-
-def _array(name: str, values: Tensor) -> np.ndarray:
-    return np.asarray(finite_tensor(name, values).detach().cpu().double())
 
 
 def _ranges(values: np.ndarray) -> np.ndarray:
@@ -180,52 +164,18 @@ def _ranges(values: np.ndarray) -> np.ndarray:
     return np.stack([low - margin, high + margin], axis=1)
 
 
-def _line_style(number: int) -> dict[str, Any]:
-    """Colour and dashes of a set of draws, so that colour alone tells nothing apart."""
-    return {"color": _COLOURS[number % len(_COLOURS)], "linestyle": ("-", "--", "-.", ":")[number % 4]}
-
-
-def _line(**style: Any) -> Any:
-    from matplotlib.lines import Line2D
-
-    return Line2D([], [], **style)
-
-
-def _whole_ticks(axes: Any) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
-
-
-def _bands(axes: Any, time: Sequence[float], array: np.ndarray, colour: str) -> None:
-    for mass, alpha in zip(_MASS, _SHADES, strict=True):
-        low, high = np.quantile(array, [0.5 - mass / 2, 0.5 + mass / 2], axis=0)
-        axes.fill_between(time, low, high, color=colour, alpha=alpha, lw=0)
-    axes.plot(time, np.median(array, axis=0), color=colour, lw=1.2)
-
-
-def _legend_of_bands(figure: "Figure") -> None:
-    """In grey, because it holds for the colours of all panels."""
-    from matplotlib.patches import Patch
-
-    handles = [_line(color="black", marker="o", ms=4, ls=""), _line(color="0.3", lw=1.2)]
-    handles += [Patch(color="0.3", alpha=alpha, lw=0) for alpha in (sum(_SHADES), _SHADES[1])]
-    labels = ["data", "median", *(f"{100 * mass:.0f} % of predictions" for mass in _MASS)]
-    figure.legend(handles, labels, frameon=False, fontsize=8, ncols=4, loc="outside upper center")
-
-
-def _marginal(axes: Any, values: np.ndarray, limits: np.ndarray, style: dict[str, Any]) -> None:
+def _marginal(axes: Any, values: np.ndarray, limits: np.ndarray, look: dict[str, Any]) -> None:
     from scipy.ndimage import gaussian_filter1d
 
     counts, edges = np.histogram(values, bins=_BINS, range=tuple(limits), density=True)
     density = gaussian_filter1d(counts, _SMOOTHING, mode="nearest")
-    axes.plot(0.5 * (edges[1:] + edges[:-1]), density, lw=1.2, **style)
+    axes.plot(0.5 * (edges[1:] + edges[:-1]), density, lw=1.2, **look)
     axes.set_xlim(*limits)
     axes.set_ylim(bottom=0)
 
 
 def _contours(
-    axes: Any, values: np.ndarray, x_limits: np.ndarray, y_limits: np.ndarray, style: dict[str, Any]
+    axes: Any, values: np.ndarray, x_limits: np.ndarray, y_limits: np.ndarray, look: dict[str, Any]
 ) -> None:
     from scipy.ndimage import gaussian_filter
 
@@ -233,15 +183,15 @@ def _contours(
     density = gaussian_filter(counts, _SMOOTHING).T
     order = np.sort(density.ravel())[::-1]
     mass = order.cumsum() / max(order.sum(), 1e-300)
-    levels = sorted({float(order[min(np.searchsorted(mass, m), order.size - 1)]) for m in _MASS})
+    levels = sorted({float(order[min(np.searchsorted(mass, m), order.size - 1)]) for m in style.MASS})
     if levels[0] > 0:
         centres = (0.5 * (e[1:] + e[:-1]) for e in (x_edges, y_edges))
         axes.contour(
             *centres,
             density,
             levels=levels,
-            colors=style["color"],
-            linestyles=style["linestyle"],
+            colors=look["color"],
+            linestyles=look["linestyle"],
             linewidths=1.0,
         )
     axes.set_xlim(*x_limits)
@@ -251,7 +201,7 @@ def _contours(
 def _label(axes: Any, names: Sequence[str], i: int, j: int, dim: int) -> None:
     axes.tick_params(labelsize=7)
     axes.locator_params(nbins=4)
-    axes.spines[["top", "right"]].set_visible(False)
+    style.open_spines(axes)
     if i == j:
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)

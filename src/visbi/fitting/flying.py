@@ -1,0 +1,153 @@
+r"""The rung of flows: for what is bent, or has tails and necks, beyond what a mixture of Gaussians fits.
+
+Flows of all fits of a group train side by side (`fitting.flow`), from the Gaussian with the moments of the
+weighted points so far. A posterior in one piece gets affine layers, and the reverse KL alone. Where several
+modes were seen the layers are splines, which can tear a Gaussian apart, and half of the loss is the forward
+KL to the points: what a flow's own draws do not reach, such as another mode, only points can teach it. The
+first round takes half of the draws: far from the posterior their noise is not what limits a step.
+
+After each round fresh draws say how good the flows are. A flow whose weights are uneven is patched by
+Gaussians where it is too low.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from visbi.families.coupling_stack import CouplingStack
+from visbi.fitting.climbing import Group
+from visbi.fitting.flow import FlowProposal, flow_body, train_flows
+from visbi.fitting.pool import Trial
+from visbi.fitting.refine import patch
+
+__all__ = ["fly", "patched", "polished"]
+
+_ROUNDS, _STEPS, _BATCHES = 3, 200, (128, 256)  # draws in the first round's steps, and in later ones
+_HOPELESS = 0.02
+_UNSOUND = 0.9  # k-hat from which no certificate is worth its draws
+_ENOUGH, _ENOUGH_KHAT = 0.6, 0.6
+_FORWARD = 0.5
+
+
+def fly(now: Group, *, spare: float) -> Sequence[Group]:
+    """Train flows for those fits that have had none; give back the fits that they do not answer.
+
+    Args:
+        now: the fits.
+        spare: effective share of draws with which an answer is final.
+
+    Raises:
+        BudgetReached: a fit's budget is used up.
+    """
+    if not now.gradient:
+        return [now]
+    flown, fresh = now.parts(now.where(lambda record: record.flown))
+    rest = [] if flown is None else [flown]
+    if fresh is None:
+        return rest
+    for group in fresh.parts(fresh.where(lambda record: record.modes > 1)):
+        if group is not None:
+            rest += _answered(group, *_trained(group), spare=spare)
+    return rest
+
+
+def _trained(now: Group) -> tuple[FlowProposal, Trial]:
+    """Flows after as many rounds as the slowest fit needs, and the trial of them."""
+    several = now.records[0].modes > 1
+    flows = _start(now, spline=several)
+    q, trial = FlowProposal.widened(flows), None
+    for record in now.records:
+        record.flown = True
+    for number in range(_ROUNDS):
+        train_flows(
+            flows,
+            now.target,
+            round_=number,
+            steps=_STEPS,
+            batch=_BATCHES[min(number, 1)],
+            points=now.pool.points(2 * now.effort.trial) if several else None,
+            forward_share=_FORWARD,
+        )
+        q = FlowProposal.widened(flows)  # copied: the pool keeps it, and training goes on
+        trial = now.pool.draw(q, now.effort.trial)
+        good = (trial.share > _ENOUGH) & (trial.khat < _ENOUGH_KHAT)
+        hopeless = trial.share < _HOPELESS if number else ~now.all()
+        if bool((good | hopeless).all()):
+            break
+    assert trial is not None
+    return q, trial
+
+
+def _start(now: Group, *, spline: bool) -> CouplingStack:
+    """Gaussians with the moments of all points."""
+    z, weights = now.pool.points(now.effort.trial)
+    mean = (weights[..., None] * z).sum(1)
+    centred = z - mean[:, None]
+    cov = (weights[..., None] * centred).mT @ centred
+    cov = cov + 1e-9 * torch.diag_embed(cov.diagonal(dim1=-2, dim2=-1))
+    bodies = [flow_body(now.target.dim, spline=spline).to(now.target.device) for _ in now.records]
+    return CouplingStack(bodies).placed(mean, torch.linalg.cholesky(cov))
+
+
+def polished(now: Group, q: FlowProposal, points: tuple[Tensor, Tensor]) -> tuple[FlowProposal, Trial]:
+    """Flows after one more round, half of whose loss is the forward KL to points, and the trial of them.
+
+    Args:
+        now: the fits.
+        q: flows, which stay as they are.
+        points: (F, M, d) and their weights (F, M).
+    """
+    flows = q.flows.only(range(len(q.flows)))
+    train_flows(
+        flows,
+        now.target,
+        round_=_ROUNDS,
+        steps=_STEPS,
+        batch=_BATCHES[-1],
+        points=points,
+        forward_share=_FORWARD,
+    )
+    better = FlowProposal.widened(flows)
+    return better, now.pool.draw(better, now.effort.trial)
+
+
+def _answered(now: Group, q: FlowProposal, trial: Trial, *, spare: float) -> Sequence[Group]:
+    """Certificates of flows and then of patched ones; the fits that neither answers."""
+    now.consider("a flow", q, trial)
+    sound = _worth_a_certificate(trial)
+    good, others = now.parts(sound)
+    rest = [] if others is None else patched(others, q.of_fits(~sound), spare=spare)
+    if good is not None:
+        q = q.of_fits(sound)
+        answered = good.certified("a flow", q, spare=spare)
+        left = good.parts(answered)[1]
+        rest = rest if left is None else [*rest, *patched(left, q.of_fits(~answered), spare=spare)]
+    return rest
+
+
+def _worth_a_certificate(trial: Trial) -> Tensor:
+    """(F,) by few draws, whose k-hat is noisy: where most of them are in effect, many are to say."""
+    return (trial.share > _HOPELESS) & ((trial.khat < _UNSOUND) | (trial.share > _ENOUGH))
+
+
+def patched(now: Group, q: FlowProposal, *, spare: float, name: str = "a patched flow") -> Sequence[Group]:
+    """Certificates of flows with Gaussians where they are too low; the fits that these do not answer.
+
+    Args:
+        now: the fits. q: their flows.
+        spare: effective share of draws with which an answer is final.
+        name: of what answers.
+    """
+    blend = patch(now.pool, q)
+    trial = now.pool.draw(blend, now.effort.trial)
+    now.consider(name, blend, trial)
+    sound = _worth_a_certificate(trial)
+    now.tell(~sound, lambda i: f"a flow had {trial.numbers(i)}")
+    good, others = now.parts(sound)
+    rest = [] if others is None else [others]
+    if good is not None:
+        answered = good.certified(name, blend.of_fits(sound), spare=spare)
+        left = good.parts(answered)[1]
+        rest = rest if left is None else [*rest, left]
+    return rest
