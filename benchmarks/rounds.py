@@ -32,6 +32,7 @@ from visbi.rounds import Inference, infer, reason_to_stop
 
 HERE = Path(__file__).parent
 DRAWS = 2000
+BUDGETS, OBSERVATIONS = (1000, 10_000), (0, 1, 2, 3, 4)
 PUBLISHED = {  # mean C2ST of Lueckmann et al. 2021 (figures of the supplement), 10 observations
     ("two_moons", 1000): {"SNLE": 0.657, "SNPE": 0.643},
     ("two_moons", 10_000): {"SNLE": 0.571, "SNPE": 0.554},
@@ -142,6 +143,7 @@ def page(rows: list[Row]) -> str:
         f"|{'---|' * 15}",
     ]
     lines += [_line(task, budget, rows) for _, task, budget in keys]
+    lines += ["", _missing(rows)]
     lines += ["", "## Each call", "", "| task | simulations | observation | C2ST | CPU s | status | errors |"]
     lines += [f"|{'---|' * 7}"]
     for row in sorted(
@@ -160,6 +162,18 @@ def page(rows: list[Row]) -> str:
             f"{row['spend_on']}{moments} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _missing(rows: list[Row]) -> str:
+    """What of the whole was not run."""
+    there = {(row["task"], row["budget"], row["observation"]) for row in rows}
+    gaps = []
+    for task in PROBLEMS:
+        for budget in BUDGETS:
+            n = sum((task, budget, number) in there for number in OBSERVATIONS)
+            if n < len(OBSERVATIONS):
+                gaps.append(f"{task} at {budget:,} ({len(OBSERVATIONS) - n} of {len(OBSERVATIONS)})")
+    return f"Not run: {', '.join(gaps)}." if gaps else "All was run; at 100,000 simulations nothing."
 
 
 def _machine(rows: list[Row]) -> str:
@@ -203,8 +217,8 @@ def main() -> None:
     """Run what is asked for and not there yet, and write the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tasks", nargs="+", choices=list(PROBLEMS), default=list(PROBLEMS))
-    parser.add_argument("--budgets", nargs="+", type=int, default=[1000, 10_000])
-    parser.add_argument("--observations", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+    parser.add_argument("--budgets", nargs="+", type=int, default=list(BUDGETS))
+    parser.add_argument("--observations", nargs="+", type=int, default=list(OBSERVATIONS))
     parser.add_argument("--output", type=Path, default=HERE / "results")
     parser.add_argument("--page-only", action="store_true")
     options = parser.parse_args()

@@ -64,6 +64,7 @@ def test_page() -> None:
     text = rounds.page(rows)
     assert "| two_moons | 1,000 | 2 | 0.550 (0.540) | 0.600 | 0.657 | 0.643 | 50 | 100 | ok |" in text
     assert "| slcp | 10,000 | 1 | 0.700 (0.690) | 0.700 | 0.713 | - |" in text
+    assert "two_moons at 1,000 (3 of 5), two_moons at 10,000 (5 of 5), slcp at 1,000 (5 of 5)" in text
     assert text.count("more simulations") == 3 and "Nothing measured" in rounds.page([])
 
 
