@@ -229,7 +229,9 @@ def page(rows: list[Row]) -> str:
             own = [row for row in rows if (row["task"], row["method"]) == (name, method)]
             exact = [row for row in rows if (row["task"], row["method"]) == (name, method + EXACT)]
             if own:
-                lines.append(f"| {' | '.join([name, method, *_cells(own, exact, name)])} |")
+                rates = {f"{row['learning_rate']:g}" for row in own if "learning_rate" in row}
+                label = method + "".join(f", learning rate {rate}" for rate in sorted(rates))
+                lines.append(f"| {' | '.join([name, label, *_cells(own, exact, name)])} |")
     return "\n".join(lines) + "\n"
 
 
