@@ -255,7 +255,7 @@ def _cells(rows: list[Row], exact: list[Row], name: str) -> list[str]:
         ", ".join(seconds) or "-",
         _mean([{"value": (1 + row["variation"]) / 2} for row in each if "variation" in row], "value"),
         *(_mean(each, column) for column in ("raw", "corrected")),
-        _mean(exact, "exact"),
+        _mean(exact, "exact") + (f" at {len(exact)} x" if exact else ""),
         str(len(poor)) if status else "-",
         str(len(better)) if status else "-",
         f"{counts[0]}, {counts[1]}, {len(status) - sum(counts)}" if status else "-",
