@@ -229,7 +229,9 @@ def page(rows: list[Row]) -> str:
             own = [row for row in rows if (row["task"], row["method"]) == (name, method)]
             exact = [row for row in rows if (row["task"], row["method"]) == (name, method + EXACT)]
             if own:
-                lines.append(f"| {' | '.join([name, method, *_cells(own, exact, name)])} |")
+                rates = {f"{row['learning_rate']:g}" for row in own if "learning_rate" in row}
+                label = method + "".join(f", learning rate {rate}" for rate in sorted(rates))
+                lines.append(f"| {' | '.join([name, label, *_cells(own, exact, name)])} |")
     return "\n".join(lines) + "\n"
 
 
@@ -253,7 +255,7 @@ def _cells(rows: list[Row], exact: list[Row], name: str) -> list[str]:
         ", ".join(seconds) or "-",
         _mean([{"value": (1 + row["variation"]) / 2} for row in each if "variation" in row], "value"),
         *(_mean(each, column) for column in ("raw", "corrected")),
-        _mean(exact, "exact"),
+        _mean(exact, "exact") + (f" at {len(exact)} x" if exact else ""),
         str(len(poor)) if status else "-",
         str(len(better)) if status else "-",
         f"{counts[0]}, {counts[1]}, {len(status) - sum(counts)}" if status else "-",

@@ -72,7 +72,9 @@ def test_page() -> None:
     rows.append({**cell, "method": "forward+exact", "x": 0, "exact": 0.51})
     failed = {**cell, "method": "sbi", "x": None, "error": "Traceback\\nValueError: no"}
     text = page([*rows, failed])
-    shown = "| 12 (46) | 0.550 (0.550) | 0.553 (0.600) | 0.533 (0.550) | 0.510 (0.510) | 2 | 1 | 1, 1, 1 |"
+    shown = (
+        "| 12 (46) | 0.550 (0.550) | 0.553 (0.600) | 0.533 (0.550) | 0.510 (0.510) at 1 x | 2 | 1 | 1, 1, 1 |"
+    )
     assert f"| two_moons | forward | 1 | 3 {shown}" in text
     assert "ValueError: no" in text
     assert _reason("Traceback\n  File x\nValueError: no\n - Try") == "ValueError: no"
