@@ -53,11 +53,12 @@ def together(name: str, n_obs: int, n_scored: int) -> list[Row]:
     with seeded(3):
         theta = posteriors.sample((DRAWS,))
     cpu, wall = time.process_time() - started[0], time.perf_counter() - started[1]
+    load = os.getloadavg()[0]
     counts = {
         name: dict(Counter(getattr(r, name) for r in posteriors.reports)) for name in ("status", "rung")
     }
     rows: list[Row] = [
-        {"what": "together", "n_obs": n_obs, "cpu_seconds": cpu, "seconds": wall, **counts},
+        {"what": "together", "n_obs": n_obs, "cpu_seconds": cpu, "seconds": wall, "load": load, **counts},
         _scored(goal, x, theta, n_scored),
     ]
     if name.startswith("linear"):
@@ -109,7 +110,8 @@ def page(rows: list[Row]) -> str:
         f"visbi {first['versions']['visbi']}, torch {first['versions']['torch']}, {first['processor']}, one "
         f"thread, {first['when']}; load average {min(loads):.1f} to {max(loads):.1f} (other work ran beside, "
         "which wall seconds feel). Seconds for one observation, with its first 1000 draws; of loops the mean "
-        "over the observations tried. C2ST of 1000 draws for each of 50 observations against exact ones.",
+        "over the observations tried, each fit with the tool's defaults; maf is the default family of both. "
+        "C2ST of 1000 draws for each of 50 observations against exact ones.",
         "",
         f"| model | way | observations | {columns} |",
         "|---|---|---|---|---|---|---|---|",

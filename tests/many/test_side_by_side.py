@@ -61,6 +61,20 @@ def test_an_observation_that_raises_costs_only_itself() -> None:
     assert "not this one" in posteriors.reports[1].sentence
 
 
+def test_a_potential_in_numpy_has_no_gradient_and_needs_none() -> None:
+    rows: list[int] = []
+
+    def in_numpy(theta: Tensor, x: Tensor) -> Tensor:
+        rows.append(len(theta))
+        gap = (theta.numpy() - x.numpy()) / SD
+        return torch.as_tensor(-0.5 * (gap**2).sum(-1)) + real().log_prob(theta)
+
+    posteriors = many(X[:3], "auto", in_numpy, chunk_size=3)
+    assert all("no useful gradient" in report.story[0] for report in posteriors.reports)
+    assert all(report.n_gradients < 1000 for report in posteriors.reports) and len(rows) < 200
+    assert (posteriors.sample((2000,)).mean(0) - X[:3] * 16 / 17).abs().max() < 0.06
+
+
 def test_an_observation_without_mass_fails_alone() -> None:
     """A potential that is finite nowhere for one x, and right for its neighbours."""
 

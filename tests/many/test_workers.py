@@ -1,15 +1,18 @@
 """Workers, backends and a real cluster change nothing."""
 
+import os
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import joblib
 import pytest
 import torch
+from torch import Tensor
 
 from many_cases import X, equal, many
-from posterior_cases import alone_and_seeded
+from posterior_cases import alone_and_seeded, log_p
 from visbi.estimators import fit_likelihood
 from visbi.potentials import likelihood_estimator_based_potential
 from visbi.priors import BoxUniform
@@ -59,9 +62,14 @@ def cluster() -> Iterator[Any]:
 
 @pytest.mark.filterwarnings("default")  # Dask's, of its own
 @pytest.mark.parametrize("q", ["gaussian", "auto"])
-def test_a_dask_cluster_changes_nothing(cluster: Any, q: str) -> None:
+def test_a_dask_cluster_changes_nothing(cluster: Any, tmp_path: Path, q: str) -> None:
+    def telling(theta: Tensor, x: Tensor) -> Tensor:
+        (tmp_path / str(os.getpid())).touch()
+        return log_p(theta, x)
+
     alone = many(X[:4], q)
     with joblib.parallel_config(backend="dask"):
-        assert equal(alone, many(X[:4], q, workers=None))
-    ran = cluster.run(lambda dask_worker: len(dask_worker.data))
-    assert len(ran) == 2
+        assert equal(alone, many(X[:4], q, telling, workers=None))
+    workers = set(cluster.run(os.getpid).values())
+    seen = {int(path.name) for path in tmp_path.iterdir()} - {os.getpid()}  # the door looks here
+    assert seen and seen <= workers

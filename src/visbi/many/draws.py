@@ -19,23 +19,25 @@ _IN_A_GROUP = 65_536  # rows of theta
 def corrected(posteriors: Sequence[VIPosterior], n: int, *, in_rows: bool) -> list[Tensor]:
     """n corrected draws (n, D) of each; those that weigh nothing at all are given as NaN.
 
+    They come from the draws that a fit keeps and, where these are too few, new ones with them.
+
     Args:
         posteriors: of one potential, each fitted to one observation.
         n: how many.
         in_rows: whether the potential takes rows of theta and x.
     """
-    pools: dict[int, WeightedDraws] = {}
-    wanted = {i: _wanted(posterior, n) for i, posterior in enumerate(posteriors)}
-    while wanted:
+    kept = {i: getattr(posterior.fit, "draws", None) for i, posterior in enumerate(posteriors)}
+    pools: dict[int, WeightedDraws] = {i: draws for i, draws in kept.items() if draws is not None}
+    wanted = {i: _FEWEST if i not in pools else _wanted(pools[i], n) for i in range(len(posteriors))}
+    while wanted := {i: m for i, m in wanted.items() if i not in pools or m > len(pools[i].theta)}:
         for group in _groups(wanted):
             _grow(posteriors, pools, {i: wanted[i] for i in group}, in_rows=in_rows)
-        wanted = {i: m for i in wanted if (m := pools[i].needed(n)) > len(pools[i].theta)}
+        wanted = {i: pools[i].needed(n) for i in wanted}
     return [_resampled(pools[i], n) for i in range(len(posteriors))]
 
 
-def _wanted(posterior: VIPosterior, n: int) -> int:
-    draws = getattr(posterior.fit, "draws", None)
-    return _FEWEST if draws is None else max(int(_SLACK * draws.needed(n)), _FEWEST)
+def _wanted(draws: WeightedDraws, n: int) -> int:
+    return max(int(_SLACK * draws.needed(n)), _FEWEST)
 
 
 def _groups(wanted: dict[int, int]) -> list[list[int]]:

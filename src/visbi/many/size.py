@@ -49,7 +49,10 @@ def width(potential: BasePotential, theta: Tensor, x: Tensor, *, in_rows: bool) 
     few, many = -(-len(theta) // 4), len(theta)
     if few == many:
         return 0.0
-    kept = {n: _kept(potential, theta[:n], x[:n] if in_rows else x, in_rows) for n in (few, many)}
+    try:
+        kept = {n: _kept(potential, theta[:n], x[:n] if in_rows else x, in_rows) for n in (few, many)}
+    except Exception:  # noqa: BLE001 - NumPy in a potential, for one, refuses what has a gradient
+        return 0.0
     return max(0.0, (kept[many] - kept[few]) / (many - few))
 
 

@@ -77,7 +77,7 @@ def fit_chunk(job: Job, x: Tensor, seed: int) -> list[SingleFit | AutoFit | str]
     return [_fit(job, x_o, its_seed) if fit is None else fit for fit, x_o, its_seed in each]
 
 
-class _Raised(Exception):  # noqa: N818  (it was not us)
+class _Raised(RuntimeError):  # noqa: N818  (it was not us)
     """What a potential raised at several observations; which of them is to blame is found by trying each."""
 
 
@@ -90,7 +90,7 @@ def _together(job: Job, x: list[Tensor], seed: int) -> list[AutoFit | None]:
         try:
             values = potential.evaluate(theta.flatten(0, 1), repeated, x_is_iid=False)
         except Exception as error:
-            raise _Raised from error
+            raise _Raised(str(error)) from error
         return values.reshape(theta.shape[:2])
 
     try:
