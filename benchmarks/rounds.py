@@ -5,7 +5,7 @@ For each (task, budget of simulations, observation) one call of `infer` with its
 beside. 2000 draws are scored by C2ST against 2000 exact ones. Every call is a line of `results/rounds.jsonl`,
 written as it ends, and is not repeated.
 
-    make rounds
+    python benchmarks/rounds.py
 """
 
 import argparse

@@ -6,13 +6,14 @@ from typing import Any
 import pytest
 import torch
 import torch.distributions as td
-from torch import Tensor
+from torch import Tensor, nn
 
 from auto_cases import auto, found
 from auto_cases import trained as automatic
 from posterior_cases import OTHER, X, alone_and_seeded, box, fitted, log_p, made, real
-from visbi import VIPosterior
+from visbi import VIPosterior, VIPosteriorParameters
 from visbi.families.gaussian import GaussianBody
+from visbi.fitting.amortized_config import AmortizedOptions, Choice
 from visbi.potentials import CustomPotential
 
 __all__ = ["alone_and_seeded"]
@@ -79,6 +80,7 @@ def test_a_start_shares_nothing_with_the_posterior_that_lent_it() -> None:
     posterior = made(q=lender)
     assert posterior.vi_method == lender.vi_method and posterior._coords is not lender._coords
     posterior.to("meta")
+    assert posterior.link_transform(torch.zeros(1, 2, device="meta")).device.type == "meta"
     assert lender.sample((2,)).device.type == lender.link_transform(torch.zeros(1, 2)).device.type == "cpu"
 
 
@@ -111,13 +113,52 @@ def test_a_start_is_one_for_the_first_fit_alone() -> None:
     assert (posterior.sample((4000,)).mean(0) - X[0]).abs().max() < 0.1  # placed anew
 
 
+def test_a_start_is_not_moved_to_the_prior() -> None:
+    lender = fitted(made(prior=real()), max_num_iters=300, learning_rate=0.02)
+    theta = fitted(made(prior=real(), q=lender), warm_up_rounds=200, max_num_iters=1).sample((4000,))
+    assert (theta.std(0) - 0.5).abs().max() < 0.1
+    theta = fitted(made(prior=real()), warm_up_rounds=200, max_num_iters=1).sample((4000,))
+    assert (theta.std(0) - 2.0).abs().max() < 0.2
+
+
 def test_an_amortised_fit_takes_q_back_to_before_any_fit() -> None:
-    posterior = fitted(made(prior=real()), max_num_iters=300, learning_rate=0.02)
+    posterior = fitted(made(prior=real(), q="gaussian_diag"), max_num_iters=300, learning_rate=0.02)
     with pytest.warns(UserWarning, match="replaces the fit to a single"):
         amortised(posterior)
     with pytest.warns(UserWarning, match="replaces the amortised fit"):
         fitted(posterior, max_num_iters=1, learning_rate=1e-6)
     assert (posterior.sample((4000,)).std(0) - 2.0).abs().max() < 0.2  # the prior's
+    assert posterior.q.body.raw_below is None  # still diagonal
+
+
+@pytest.mark.parametrize("q", ["nsf", "auto"])
+def test_what_an_amortised_fit_is_told(q: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[str, Any] = {}
+
+    def amortize(*arguments: Any, **keywords: Any) -> Any:
+        told.update(keywords, arguments=arguments)
+        raise RuntimeError("told")
+
+    monkeypatch.setattr("visbi.fitting.amortized.amortize", amortize)
+    own = dict(num_transforms=3, hidden_features=7, z_score_theta="none", z_score_x="structured")
+    posterior = made(q=q, vi_method="IW", **own)
+    how: dict[str, Any] = dict(n_particles=3, learning_rate=0.1, gamma=0.5, max_num_iters=4, clip_value=2.0)
+    how.update(batch_size=6, validation_fraction=0.3, validation_batch_size=8, validation_n_particles=9)
+    how.update(stop_after_iters=5, show_progress_bar=False, retrain_from_scratch=True, seed=11)
+    what = dict(num_transforms=2, hidden_features=4, z_score_theta="structured", z_score_x="none")
+    theta, x, net, params = torch.zeros(2, 2), torch.ones(2, 2), nn.Identity(), VIPosteriorParameters()
+    with pytest.raises(RuntimeError, match="told"):
+        posterior.train_amortized(
+            theta, x, **how, flow_type="maf", **what, params=params, embedding_net=net, objective="forward"
+        )
+    data, *rest, options = told["arguments"]
+    assert data == (theta, x) and data[0] is theta and data[1] is x
+    assert rest == [posterior.potential_fn, posterior.prior, posterior._coords]
+    assert options == AmortizedOptions(**how, objective="forward")
+    explicit, given, instance = told["choices"]
+    assert explicit == Choice("maf", **what) and given is params
+    assert instance == Choice(None if q == "auto" else posterior.q, **own)
+    assert told["method"] == "IW" and told["embedding_net"] is net and told["before"] is posterior._state
 
 
 def test_what_an_automatic_fit_starts_from(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,8 +197,9 @@ def test_what_an_automatic_fit_starts_from(monkeypatch: pytest.MonkeyPatch) -> N
 def test_priors_that_differ_move_apart() -> None:
     posterior = VIPosterior(CustomPotential(log_p, box(2, 1.0)), box(2, 0.5), q="gaussian")
     assert posterior.to("cpu") is posterior
-    assert float(posterior.prior.sample((500,)).abs().max()) <= 0.5
-    assert float(posterior.potential_fn.prior.sample((500,)).abs().max()) > 0.5
+    for one in (posterior, copy.deepcopy(posterior)):
+        assert float(one.prior.sample((500,)).abs().max()) <= 0.5
+        assert float(one.potential_fn.prior.sample((500,)).abs().max()) > 0.5
     posterior.to("meta")
     assert posterior.prior.sample().device.type == posterior.potential_fn.prior.sample().device.type == "meta"
 
@@ -168,8 +210,10 @@ def test_what_comes_to_a_posterior_that_has_moved() -> None:
     assert posterior.sample((2,), X).device.type == posterior.sample((2,), correct=True).device.type == "meta"
     assert posterior.sample((3, 4), correct=True).shape == (3, 4, 2)
     assert posterior.potential(torch.zeros(1, 2), X).device.type == "meta"
-    posterior.set_q("gaussian_diag")
-    assert {weight.device.type for weight in posterior.q.parameters()} == {"meta"}
+    for q in ("gaussian_diag", fitted()):
+        posterior.set_q(q)
+        assert {weight.device.type for weight in posterior.q.parameters()} == {"meta"}
+        assert posterior.link_transform(torch.zeros(1, 2, device="meta")).device.type == "meta"
     moved = amortised().to("meta")
     assert moved.sample((2,), X).device.type == moved.sample_batched((2,), X).device.type == "meta"
 
@@ -189,6 +233,7 @@ class Bare:
 
 def test_what_cannot_move_may_stay(tmp_path: Any) -> None:
     posterior = fitted(VIPosterior(Bare(), box(), q="gaussian"), None)
+    assert copy.deepcopy(posterior).sample((2,)).device.type == "cpu"
     posterior.save(tmp_path / "it")
     for device in (None, "cpu", torch.device("cpu")):
         back = VIPosterior.load(tmp_path / "it", potential_fn=Bare(), device=device)

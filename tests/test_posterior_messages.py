@@ -2,7 +2,8 @@
 
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -213,23 +214,22 @@ def test_a_device_that_is_not_here(tmp_path: Any) -> None:
         VIPosterior.load(tmp_path / "it", potential_fn=log_p, device="cuda:99")
 
 
-def said(attempt: Callable[[], Any], category: type[Warning] = UserWarning) -> str:
-    """The one warning, which must point to the caller's line."""
+@contextmanager
+def saying(pattern: str, category: type[Warning] = UserWarning) -> Iterator[None]:
+    """One warning, to the letter, that points to the line in the block."""
     with pytest.warns(category) as caught:
-        attempt()
+        yield
     assert len(caught) == 1 and caught[0].category is category and caught[0].filename == __file__
-    return str(caught[0].message)
+    assert re.fullmatch(pattern, str(caught[0].message))
 
 
 def test_warnings() -> None:
-    assert said(lambda: VIPosterior(log_p, box(), x_shape=torch.Size([2])), DeprecationWarning) == (
-        "`x_shape` is deprecated and ignored."
-    )
+    with saying(r"`x_shape` is deprecated and ignored\.", DeprecationWarning):
+        VIPosterior(log_p, box(), x_shape=torch.Size([2]))
     theta = box().sample((20,))
     posterior = made().train_amortized(theta, theta, flow_type="gaussian", max_num_iters=1, n_particles=2)
-    assert said(lambda: posterior.train(X, **SHORT)) == (
-        "train() replaces the amortised fit by one to a single observation."
-    )
+    with saying(r"train\(\) replaces the amortised fit by one to a single observation\."):
+        posterior.train(X, **SHORT)
 
 
 @pytest.mark.parametrize("method", ["rKL", "IW"])
@@ -238,13 +238,9 @@ def test_options_of_no_use_to_the_automatic_fit(method: str) -> None:
         warnings.simplefilter("ignore")  # said of the first fit, too
         posterior = found("mixture", auto(vi_method=method), allow_failed=True)
     idle = "`n_particles`, `gamma`" if method == "rKL" else "`vi_method`, `n_particles`, `gamma`"
-
-    def train() -> None:
-        posterior.train(
-            X, n_particles=7, gamma=0.5, allow_failed=True, show_progress_bar=False, quality_control=False
-        )
-
-    assert said(train) == f"{idle}: of no use to q='auto', which takes no steps of this kind."
+    options = dict(allow_failed=True, show_progress_bar=False, quality_control=False)
+    with saying(f"{idle}: of no use to q='auto', which takes no steps of this kind."):
+        posterior.train(X, n_particles=7, gamma=0.5, **options)
 
 
 def still(scale: float) -> VIPosterior:
@@ -253,20 +249,14 @@ def still(scale: float) -> VIPosterior:
     return made(prior=real(), q=q)
 
 
-def quality(scale: float, metric: str) -> str:
-    options = {**SHORT, "max_num_iters": 1, "learning_rate": 1e-9, "quality_control": True}
-    return said(lambda: still(scale).train(X, **options, quality_control_metric=metric))
-
-
 def test_quality_control() -> None:
-    khat = quality(0.5, "psis")
-    assert re.match(r"^Quality of q: k-hat 0\.[67]\d\. q covers the posterior poorly; .* family\.$", khat)
+    options = {**SHORT, "max_num_iters": 1, "learning_rate": 1e-9, "quality_control": True}
+    with saying(r"Quality of q: k-hat 0\.[67]\d\. q covers the posterior poorly; .* family\."):
+        still(0.5).train(X, **options)
+    advice = r"q is not proportional to the potential there\. Train longer, or use a richer family\."
     for metric in ("prop", "prop_prior"):
-        assert re.match(
-            rf"^Quality of q: {metric} r\^2 -?\d+\.\d\d\. q is not proportional to the potential there\. "
-            r"Train longer, or use a richer family\.$",
-            quality(2.0, metric),
-        )
+        with saying(rf"Quality of q: {metric} r\^2 -?\d+\.\d\d\. {advice}"):
+            still(2.0).train(X, **options, quality_control_metric=metric)
 
 
 def test_lines_of_evaluate(capsys: pytest.CaptureFixture[str]) -> None:

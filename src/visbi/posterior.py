@@ -242,7 +242,7 @@ class VIPosterior:
             if q._family.event_shape != self.prior.event_shape:
                 expected = f"a posterior over {self.prior.event_shape[0]} parameters, as the prior"
                 raise ValueError(violation("q", expected, q._family.event_shape[0]))
-            self._coords = copy.deepcopy(q._coords)
+            self._coords = copy.deepcopy(q._coords).to(self._device)
             self._method = q._method
             family = copy.deepcopy(q._family)
         elif callable(q) or callable(getattr(q, "log_prob", None)):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import amortized_tasks
-from amortized import page
+from amortized import _reason, page
 from amortized_tasks import TASKS, amortized_task, glm_weighed
 from visbi.certificate import effective_sample_size
 from visbi.core.random import seeded
@@ -75,3 +75,4 @@ def test_page() -> None:
     shown = "| 12 (46) | 0.550 (0.550) | 0.553 (0.600) | 0.533 (0.550) | 0.510 (0.510) | 2 | 1 | 1, 1, 1 |"
     assert f"| two_moons | forward | 1 | 3 {shown}" in text
     assert "ValueError: no" in text
+    assert _reason("Traceback\n  File x\nValueError: no\n - Try") == "ValueError: no"

@@ -46,7 +46,7 @@ def test_right_and_wrong_are_told_apart(verdict: str) -> None:
         assert np.all((result.scale > 1.1) == (verdict == "over-confident"))
 
 
-@pytest.mark.parametrize("verdict", WRONG)
+@pytest.mark.parametrize("verdict", ["calibrated", "over-confident"])  # the hardest two
 def test_the_network_tells_them_apart(verdict: str) -> None:
     how = {
         key: 1 + 1.5 * (value - 1) if key == "scale" else 1.2 * value for key, value in WRONG[verdict].items()

@@ -49,7 +49,7 @@ class SBC:
     Attributes:
         names: (Q,) parameters, then other quantities.
         verdicts: (Q,) of each: "calibrated", "over-confident", "under-confident", "biased", or
-            "miscalibrated" where ranks are not uniform in none of these ways.
+            "miscalibrated" where ranks are off in another way.
         p_values, corrected: (Q,) that its ranks are uniform, alone and corrected for Q (Holm).
         chi2_p_values: (Q,) the same from Pearson's test, uncorrected.
         shift, spread: (Q,) standard normal scores: the truth above the draws, the truth at their edges.

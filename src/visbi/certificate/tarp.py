@@ -51,7 +51,7 @@ class TARP:
 
     Attributes:
         verdict: "calibrated", "over-confident", "under-confident", "biased", or "miscalibrated" where the
-            curve is off in none of these ways.
+            curve is off in another way.
         p_value: of curve and bias together, corrected for their number (Holm).
         curve: `levels` and, as `shares`, the expected coverage; `p_value` that it is the diagonal.
         ks_p_value: the same from the test of Kolmogorov and Smirnov.

@@ -244,7 +244,7 @@ class Group:
 
     def doubts(self, q: Proposal, trial: Trial) -> list[list[str]]:
         """What speaks against each q beside its weights."""
-        share = torch.maximum(self.missing(q, trial.log_z), self.missing_of_points(q)).tolist()
+        share = torch.maximum(self.missing(q, trial.log_z), self.missing_of_points(q, trial)).tolist()
         found: list[list[str]] = [
             [
                 f"an independent exploration has seen about {100 * each / (1 + each):.1f} % of the "
@@ -290,15 +290,20 @@ class Group:
             share[accused] = self.only(accused).missing_at(q.of_fits(accused), local, log_z[accused])
         return share
 
-    def missing_of_points(self, q: Proposal) -> Tensor:
-        """(F,) mass, relative to what q has, that draws of all proposals find where q is much too low."""
+    def missing_of_points(self, q: Proposal, trial: Trial) -> Tensor:
+        """(F,) mass, relative to what q has, that draws of all proposals find where q is much too low.
+
+        Less what q's own draws, the trial, find there: that much their weights bring back.
+        """
         log_w = self.pool.log_w()
         weights, log_z = log_w.softmax(1), torch.logsumexp(log_w, 1, keepdim=True) - math.log(log_w.shape[1])
         ell = torch.cat([trial.ell for _, trial in self.pool.proposals], 1)
         weights = weights * (ell - q.log_prob(self.pool.z) - log_z > LOW)
         mass, squares = weights.sum(1), weights.square().sum(1)
+        own = trial.log_w - log_z
+        own = torch.where(own > LOW, own.exp(), 0.0).mean(1)
         known = mass.square() > _WITNESSES * squares
-        return torch.where(known, mass / (1.0 - mass).clamp_min(1e-12), 0.0)
+        return torch.where(known, (mass - own).clamp_min(0.0) / (1.0 - mass).clamp_min(1e-12), 0.0)
 
     def missing_at(self, q: Proposal, local: Mixture, log_z: Tensor) -> Tensor:
         """(F,) mass, relative to what q has, that draws of `local` find where q is much too low."""

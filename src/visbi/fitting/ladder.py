@@ -30,6 +30,7 @@ from visbi.fitting.explore import explore
 from visbi.fitting.flying import fly
 from visbi.fitting.match import match_gaussian
 from visbi.fitting.mixture import Mixture, defended, local_covariances, spread_out
+from visbi.fitting.particles import settle
 from visbi.fitting.pool import Pool, Trial
 from visbi.fitting.probe import useful_gradient
 from visbi.fitting.refine import from_particles, matched, refined
@@ -43,9 +44,11 @@ _CLEAR = 0.5  # with which the Gaussian's is, and no mixture need be tried
 _LOOKED_AT = 512  # promising draws of the prior
 _WIDE = 20  # dimensions beyond which the explorer is not sent after a Gaussian that passes
 _ENOUGH_SEEN = 10.0  # draws of the prior in effect, for each dimension, from which a mixture can be fitted
+_AGAIN = 2  # refits after a certificate that failed
 _FEW_DIMENSIONS = 4  # in which mixtures can follow tempered weights from the prior to the posterior
 _BENT = 0.25  # share of a first mixture below which what a flow may fit is left to it at once
-_LITTLE = 0.5  # of a refitted one, below which a flow is tried first: what it lacks its weights cannot tell
+_LITTLE = 0.5  # of a refitted one, below which a flow is tried first: what it lacks its weights cannot tell.
+# With more, a heavy tail is one point of what q misses, such as a mode, and the next refit will have it.
 
 Rung = Callable[[Group], Sequence[Group]]
 """Takes fits that have no answer yet; gives back those that still have none."""
@@ -216,7 +219,7 @@ def _prior_draws(now: Group) -> Sequence[Group]:
     rest = (
         []
         if enough is None
-        else _refits(enough, q.of_fits(seen), trial.of_fits(seen).first(now.effort.trial), again=False)
+        else _refits(enough, q.of_fits(seen), trial.of_fits(seen).first(now.effort.trial), again=0)
     )
     return [*rest, *([] if others is None else [others])]
 
@@ -261,7 +264,7 @@ def _after_a_flow(now: Group) -> list[tuple[Group, Tensor]]:
     return [(group, torch.tensor([name in map(id, group.records) for name in names])) for group in _flow(now)]
 
 
-def _refits(now: Group, q: Mixture, trial: Trial, *, again: bool = True) -> Sequence[Group]:
+def _refits(now: Group, q: Mixture, trial: Trial, *, again: int = _AGAIN) -> Sequence[Group]:
     q, trial = _refitted(now, q, trial)
     rest: list[Group] = []
     left = now.for_a_flow() & (trial.share < _LITTLE) & torch.tensor(now.effort == ALONE)
@@ -290,9 +293,9 @@ def _refitted(now: Group, q: Mixture, trial: Trial) -> tuple[Mixture, Trial]:
     return q, trial
 
 
-def _certified_mixture(now: Group, q: Mixture, trial: Trial, *, again: bool) -> Sequence[Group]:
-    """A second time, if asked for, with the draws of a certificate that failed among the points."""
-    hopeless = (trial.khat >= 0.9) | (trial.share < 0.05)
+def _certified_mixture(now: Group, q: Mixture, trial: Trial, *, again: int) -> Sequence[Group]:
+    """So many times again, with the draws of a failed certificate, and what accused q, among the points."""
+    hopeless = (trial.share < 0.05) | ((trial.khat >= 0.9) & (trial.share < _LITTLE))
     now.tell(hopeless, lambda i: f"a mixture had {trial.numbers(i)}")
     over, others = now.parts(hopeless)
     rest = [] if over is None else [over]
@@ -300,11 +303,12 @@ def _certified_mixture(now: Group, q: Mixture, trial: Trial, *, again: bool) -> 
         return rest
     answered = others.certified("a mixture", defended(q.of_fits(~hopeless)), spare=_SPARE)
     _, others = others.parts(answered)
-    if others is None or not again:
+    if others is None or again == 0:
         return [*rest, *([] if others is None else [others])]
     q, trial = q.of_fits(~hopeless).of_fits(~answered), trial.of_fits(~hopeless).of_fits(~answered)
-    q, trial = _refitted(others, q, trial)
-    return [*rest, *_certified_mixture(others, q, trial, again=False)]
+    # q's share is no measure any more: it did not see what the certificate or the explorer has seen
+    q, trial = _refitted(others, q, replace(trial, share=torch.zeros_like(trial.share)))
+    return [*rest, *_certified_mixture(others, q, trial, again=again - 1)]
 
 
 def _flow(now: Group) -> Sequence[Group]:
@@ -316,7 +320,13 @@ def _bridge(now: Group) -> Sequence[Group]:
     return [one for one in map(now.only, masks) if not bridge(one, spare=_SPARE)]
 
 
-_EVERY_RUNG: tuple[Rung, ...] = (_look, _gaussian, _mixture, _flow, _bridge)
+def _particles(now: Group) -> Sequence[Group]:
+    for mask in torch.eye(len(now.records), dtype=torch.bool):
+        settle(now.only(mask))
+    return [now]
+
+
+_EVERY_RUNG: tuple[Rung, ...] = (_look, _gaussian, _mixture, _flow, _bridge, _particles)
 _QUICK_RUNGS: tuple[Rung, ...] = (_look, _gaussian, _prior_draws, _mixture)
 
 

@@ -225,9 +225,11 @@ def refined(
 def _refit(pool: Pool, q: Mixture, points: int, least: float) -> Mixture:
     z, weights = pool.points(points, least=least)
     d = z.shape[-1]
-    room = ((weights > 0).sum(1) // (3 * d + 10)).clamp(
-        0, max(0, min(_NEW, _MOST_COMPONENTS - q.loc.shape[1]))
-    )
+    room = ((weights > 0).sum(1) // (3 * d + 10)).clamp_max(_NEW)
+    most = _MOST_COMPONENTS - int(room.max())
+    if q.loc.shape[1] > most:  # what is new may be a mode; the lightest of the others make room
+        lightest = q.log_weights.topk(most, 1).values[:, -1:]
+        q = q.only((q.log_weights >= lightest) & torch.isfinite(q.log_weights))
     if bool((room > 0).any()):
         # where the weighted points are denser than q
         excess = _where_low(weights, q.log_prob(z), 0.0)

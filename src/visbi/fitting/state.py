@@ -20,7 +20,10 @@ from visbi.fitting.gradient import Trace
 if TYPE_CHECKING:  # it loads zuko
     from visbi.families.conditional import ConditionalFamily
 
-__all__ = ["AmortizedFit", "AmortizedTrace", "AutoFit", "SingleFit", "Untrained", "same"]
+__all__ = ["PARTICLES", "AmortizedFit", "AmortizedTrace", "AutoFit", "SingleFit", "Untrained", "same"]
+
+PARTICLES = "particles"
+"""The rung of the automatic fit whose draws are not to be corrected."""
 
 _DRAWS_AT_ONCE = 10_000
 
@@ -150,7 +153,6 @@ class AutoFit(_OneObservation):
         report: the certificate.
         draws: of q, with their weights.
         method: "auto".
-        corrects: whether draws are corrected unless told otherwise.
     """
 
     family: Family
@@ -160,7 +162,11 @@ class AutoFit(_OneObservation):
     report: Any
     draws: WeightedDraws
     method: str = "auto"
-    corrects = True
+
+    @property
+    def corrects(self) -> bool:
+        """Whether draws are corrected unless told otherwise: not where they are particles."""
+        return self.report.rung != PARTICLES
 
     @property
     def described(self) -> str:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from visbi.calibration import Calibration
 from visbi.certificate import SBC, TARP, Coverage, PredictiveCheck
 from visbi.certificate.oddity import entry_scores
 from visbi.certificate.uniformity import Curve
@@ -19,6 +18,8 @@ from visbi.plots import style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from visbi.calibration import Calibration
 
 __all__ = ["calibration_figures", "coverage_plot", "predictive_plot", "rank_plot", "tarp_plot"]
 
@@ -29,7 +30,7 @@ _COLOUR, _OFF = style.COLOURS[:2]
 _MOST_NAMED = 12  # entries of x whose names stand below the axis
 
 
-def calibration_figures(calibration: Calibration) -> dict[str, "Figure"]:
+def calibration_figures(calibration: "Calibration") -> dict[str, "Figure"]:
     """All figures of a calibration, by name: "ranks", "coverage", "tarp", and with x_o "prior" and
     "predictive".
 

@@ -1,0 +1,127 @@
+"""The rung of flows: who answers, several fits at once, splines where there are several modes."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import MultivariateNormal
+
+from visbi.certificate.rows import effective_sample_size
+from visbi.families.coupling_stack import CouplingStack
+from visbi.fitting import flying
+from visbi.fitting.climbing import ALONE, Group, Record
+from visbi.fitting.explore import explore
+from visbi.fitting.flow import FlowProposal, flow_body, train_flows
+from visbi.fitting.flying import fly, polished
+from visbi.fitting.mixture import Mixture
+from visbi.fitting.pool import Pool, thinned
+from visbi.fitting.target import Target
+from visbi.priors import coordinates
+
+
+def target_of(log_p, dim: int = 2) -> Target:
+    prior = MultivariateNormal(torch.zeros(dim).double(), torch.eye(dim).double())
+    return Target(log_p, coordinates(prior))
+
+
+def banana(theta: Tensor) -> Tensor:
+    """Its log-evidence is 4."""
+    bent = (theta[:, 1] - theta[:, 0].square() + 1) / 0.3
+    inside = theta[:, 0].square() + bent.square() + theta[:, 2:].square().sum(-1)
+    return 4.0 - 0.5 * inside - 0.5 * theta.shape[1] * math.log(2 * math.pi) - math.log(0.3)
+
+
+def rings(theta: Tensor) -> Tensor:
+    """Two rings, two to one; the log-evidence is log 3 + log of a ring's area, nearly."""
+    away = torch.stack([(theta - shift).norm(dim=-1) - 0.8 for shift in (1.3, -1.3)])
+    return torch.logsumexp(-0.5 * (away / 0.05).square() + torch.tensor([[0.0], [math.log(2.0)]]), 0)
+
+
+def group(log_p, dim: int = 2, **record) -> Group:
+    """One fit that knows draws of a wide Gaussian."""
+    target = target_of(log_p, dim)
+    pool = Pool(target)
+    loc = torch.zeros(1, 1, dim).double()
+    pool.draw(Mixture.of(loc[..., 0], loc, 2.0 * torch.eye(dim).double()[None, None]), ALONE.trial)
+    return Group(target, [Record(**record)], ALONE, pool)
+
+
+@pytest.fixture
+def short(monkeypatch):
+    monkeypatch.setattr(flying, "_STEPS", 120)
+
+
+def test_a_banana_is_answered(short):
+    now = group(banana)
+    assert list(fly(now, spare=0.2)) == []
+    record = now.records[0]
+    assert record.flown and record.answer is not None
+    rung, answer = record.answer
+    assert rung == "a flow" and answer.report.status in ("ok", "corrected")
+    assert answer.report.log_evidence == pytest.approx(4.0, abs=0.05)
+    assert not isinstance(answer.q, Mixture) and answer.q.of_fits(torch.tensor([True])).sample(3).shape == (
+        1,
+        3,
+        2,
+    )
+
+
+def test_a_flow_is_tried_once():
+    now = group(banana, flown=True)
+    assert list(fly(now, spare=0.2)) == [now] and now.target.n_gradients == 0
+    blind = group(banana)
+    blind.gradient = False
+    assert list(fly(blind, spare=0.2)) == [blind] and not blind.records[0].flown
+
+
+def test_what_no_flow_fits_goes_on_with_a_word(short, monkeypatch):
+    monkeypatch.setattr(flying, "_ROUNDS", 1)
+    monkeypatch.setattr(flying, "_STEPS", 2)
+    now = group(rings, modes=2)
+    (left,) = fly(now, spare=1.1)  # nothing has that much to spare
+    assert left.records == now.records and left.records[0].best is not None
+    assert any("flow" in line for line in left.records[0].story)
+
+
+def test_several_modes_get_splines_and_points():
+    for modes, spline in ((1, False), (2, True)):
+        flows = flying._start(group(rings, modes=modes), spline=spline)
+        assert flows.one(0).layers.spline is spline
+
+
+@pytest.mark.slow
+def test_splines_beat_affine_layers_on_two_rings():
+    shares = []
+    for spline in (False, True):
+        torch.manual_seed(0)
+        now = group(rings, modes=2)
+        points = thinned(*explore(now.target, 1024).weighted(), 8192)
+        flows = flying._start(now, spline=spline)
+        for number in range(3):
+            train_flows(
+                flows, now.target, round_=number, steps=200, batch=256, points=points, forward_share=0.5
+            )
+        shares.append(float(now.pool.draw(FlowProposal.widened(flows), 8192).share))
+    assert shares[1] > 2 * shares[0] and shares[1] > 0.15
+
+
+def test_one_more_round_with_points(short):
+    """The flow sits on one of two modes; points of both bring the other one, and the first flow stays."""
+    places = torch.tensor([[-2.0, 0.0], [2.0, 0.0]], dtype=torch.float64)
+
+    def log_p(theta):
+        return torch.logsumexp(-0.5 * ((theta[:, None] - places) / 0.5).square().sum(-1), 1)
+
+    now = group(log_p)
+    loc, tril = places[:1], 0.5 * torch.eye(2, dtype=torch.float64)[None]
+    q = FlowProposal.widened(CouplingStack([flow_body(2)]).placed(loc, tril))
+    before = q.log_prob(places[None])
+    z = places.repeat(500, 1)[None] + 0.5 * torch.randn(1, 1000, 2, dtype=torch.float64)
+    better, trial = polished(now, q, (z, torch.full((1, 1000), 1e-3, dtype=torch.float64)))
+    assert float(better.log_prob(places[None])[0, 1]) > float(before[0, 1]) + 5
+    assert torch.equal(q.log_prob(places[None]), before)
+    assert trial.z.shape == (1, ALONE.trial, 2)
+    assert float(effective_sample_size(trial.log_w)) == pytest.approx(
+        float(trial.share) * ALONE.trial, rel=1e-6
+    )
