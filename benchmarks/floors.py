@@ -2,8 +2,8 @@
 
 A stage can be no faster than its evaluations of the potential. For each stage and target: how many it asks
 for, with and without gradient; what those cost in one batch of the stage's largest size; the CPU time that
-the stage takes; and the ratio. These potentials cost microseconds, a user's may cost more: what stands beside the
-floor does not depend on the potential.
+the stage takes; and the ratio. These potentials cost microseconds, a user's may cost more: what stands beside
+the floor does not depend on the potential.
 
     python benchmarks/floors.py
 """
