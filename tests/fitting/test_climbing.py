@@ -1,0 +1,59 @@
+"""What speaks against a q beside its weights: mass that other proposals have found."""
+
+import math
+
+import pytest
+import torch
+from torch.distributions import MultivariateNormal
+
+from visbi.fitting.climbing import ALONE, Group, Record
+from visbi.fitting.mixture import Mixture
+from visbi.fitting.pool import Pool
+from visbi.fitting.target import Target
+from visbi.priors import coordinates
+
+PLACES = torch.tensor([[-2.0, 0.0], [2.0, 0.0]], dtype=torch.float64)
+
+
+def two_modes(theta):
+    """.9 of the mass on the left, .1 on the right; the log-evidence is 1."""
+    each = (
+        -0.5 * ((theta[:, None] - PLACES) / 0.3).square().sum(-1) - 2 * math.log(0.3) - math.log(2 * math.pi)
+    )
+    return 1.0 + torch.logsumexp(each + torch.tensor([0.9, 0.1]).double().log(), 1)
+
+
+def mixture(*weights: float) -> Mixture:
+    cov = 0.12 * torch.eye(2, dtype=torch.float64).expand(1, 2, 2, 2)
+    return Mixture.of(torch.tensor([weights], dtype=torch.float64).log(), PLACES[None], cov)
+
+
+def group(*drawn: Mixture) -> Group:
+    prior = MultivariateNormal(torch.zeros(2).double(), torch.eye(2).double())
+    target = Target(two_modes, coordinates(prior))
+    pool = Pool(target)
+    for q in drawn:
+        pool.draw(q, 4000)
+    return Group(target, [Record()], ALONE, pool)
+
+
+def test_a_mode_that_another_proposal_found():
+    left, both = mixture(1.0, 1e-12), mixture(0.5, 0.5)
+    now = group(both)
+    trial = now.pool.draw(left, 4000)
+    assert float(now.missing_of_points(left, trial)) == pytest.approx(1 / 9, abs=0.02)
+    assert any("an independent exploration has seen" in line for line in now.doubts(left, trial)[0])
+    assert float(now.missing_of_points(both, now.pool.draw(both, 4000))) == 0.0
+
+
+def test_what_its_own_draws_bring_back_is_not_missing():
+    """Too low by a factor of 50 there, and yet drawn from: the weights mend it."""
+    low = mixture(0.998, 0.002)
+    now = group(mixture(0.5, 0.5))
+    assert float(now.missing_of_points(low, now.pool.draw(low, 200_000))) < 0.02
+
+
+def test_a_single_point_is_no_witness():
+    now = group(mixture(1.0, 1e-3))
+    left = mixture(1.0, 1e-12)
+    assert float(now.missing_of_points(left, now.pool.draw(left, 4000))) == 0.0
