@@ -13,7 +13,7 @@ DOCS := $(VENV)/.docs-installed
 PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-doc test-slow test-peers contract-table test-lowest lint format types docs bench step-time lynx-hare contract-c2st auto-fit auto-fit-peers neural-potentials reference peers dev clean
+.PHONY: help demo test test-doc test-slow test-peers contract-table test-lowest lint format types docs bench step-time lynx-hare contract-c2st auto-fit auto-fit-peers neural-potentials floors many amortized rounds reference peers dev clean
 
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /: /'
@@ -56,7 +56,7 @@ types: $(DEV) ## pyright
 docs: $(DOCS) ## the manual, into site/
 	$(BIN)/mkdocs build --strict
 
-bench: step-time lynx-hare contract-c2st auto-fit neural-potentials ## every benchmark that ends in a table
+bench: step-time lynx-hare contract-c2st auto-fit neural-potentials floors many amortized rounds ## every benchmark that ends in a table
 
 step-time: $(CORE) .venvs/sbi/.installed ## milliseconds per gradient step beside sbi
 	$(BIN)/python benchmarks/step_time.py --visbi-python $(BIN)/python --sbi-python .venvs/sbi/bin/python
@@ -76,6 +76,18 @@ auto-fit-peers: $(CORE) .venvs/sbi/.installed .venvs/numpyro/.installed .venvs/b
 
 neural-potentials: $(CORE) .venvs/sbi/.installed ## q="auto" and sbi on learned likelihoods and ratios; resumes
 	$(BIN)/python benchmarks/neural_potentials.py --visbi-python $(BIN)/python --sbi-python .venvs/sbi/bin/python
+
+floors: $(CORE) ## what the automatic fit's stages cost beside the least that they could
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/floors.py
+
+many: $(DEV) .venvs/sbi/.installed ## fit_many beside loops of single fits, and calibration of a thousand fits
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/many.py --sbi-python .venvs/sbi/bin/python
+
+amortized: $(DEV) .venvs/sbi/.installed ## q(theta | x) from 10,000 simulations, raw and corrected; resumes
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/amortized.py --sbi-python .venvs/sbi/bin/python
+
+rounds: $(DEV) ## infer beside published numbers of SNLE and SNPE; resumes
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/rounds.py
 
 reference: .venvs/numpyro/.installed ## the lynx-hare posterior by long NUTS, into benchmarks/data/
 	.venvs/numpyro/bin/python benchmarks/reference_lynx_hare.py
