@@ -756,8 +756,8 @@ class VIPosterior:
         >>> options = dict(flow_type="gaussian", max_num_iters=3, show_progress_bar=False)
         >>> posterior = VIPosterior(potential, prior)
         >>> posterior = posterior.train_amortized(theta, x, objective="forward", **options)
-        >>> [report.n_draws for report in posterior.certify(x[:3], n_draws=1000)]
-        [1000, 1000, 1000]
+        >>> tuple(report.n_draws for report in posterior.certify(x[:3], n_draws=1000))
+        (1000, 1000, 1000)
         """
         n_draws = _enough_draws("n_draws", n_draws)
         fit = self._fitted(x)

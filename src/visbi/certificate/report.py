@@ -195,8 +195,8 @@ def certify_many(
 
     >>> theta = torch.tensor([[1.0], [1.5], [0.1]]) * torch.randn(20_000, dtype=torch.float64)
     >>> log_q = -0.5 * (theta / torch.tensor([[1.0], [1.5], [0.1]])).square()
-    >>> [report.status for report in certify_many(-0.5 * theta.square(), log_q, resampled=True)]
-    ['ok', 'corrected', 'suspect']
+    >>> tuple(report.status for report in certify_many(-0.5 * theta.square(), log_q, resampled=True))
+    ('ok', 'corrected', 'suspect')
     """
     log_p, log_q = log_p.detach(), log_q.detach()
     if log_p.ndim != 2 or log_p.shape != log_q.shape:

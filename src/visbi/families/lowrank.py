@@ -25,8 +25,8 @@ _START = 0.1  # length of U's columns at the start: of zero they would have no g
 def default_rank(dim: int) -> int:
     """ceil(sqrt(d)): then O(d r^2) is d^2, what one product with a dense factor costs for one draw.
 
-    >>> [default_rank(dim) for dim in (1, 2, 5, 50, 1000)]
-    [1, 2, 3, 8, 32]
+    >>> tuple(default_rank(dim) for dim in (1, 2, 5, 50, 1000))
+    (1, 2, 3, 8, 32)
     """
     return math.isqrt(dim - 1) + 1
 
