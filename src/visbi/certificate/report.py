@@ -193,10 +193,10 @@ def certify_many(
     Raises:
         ValueError: unlike shapes, fewer than 25 draws, or other doubts than fits.
 
-    >>> theta = torch.tensor([[1.0], [1.5], [0.1]]) * torch.randn(20_000, dtype=torch.float64)
-    >>> log_q = -0.5 * (theta / torch.tensor([[1.0], [1.5], [0.1]])).square()
+    >>> theta = torch.tensor([[1.0], [1.5]]) * torch.randn(20_000, dtype=torch.float64)
+    >>> log_q = -0.5 * (theta / torch.tensor([[1.0], [1.5]])).square()
     >>> tuple(report.status for report in certify_many(-0.5 * theta.square(), log_q, resampled=True))
-    ('ok', 'corrected', 'suspect')
+    ('ok', 'corrected')
     """
     log_p, log_q = log_p.detach(), log_q.detach()
     if log_p.ndim != 2 or log_p.shape != log_q.shape:
