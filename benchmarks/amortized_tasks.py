@@ -68,21 +68,27 @@ def _until(n: int, some: Callable[[], Tensor]) -> Tensor:
     return torch.cat(found)[:n]
 
 
+def two_moons_draws(x: Tensor, n: int) -> Tensor:
+    """Exact draws (n, 2) for any x (2,), cut off by the box.
+
+    x = p + (-|s|, d) / sqrt(2) with s, d the sum and the difference of both thetas, which for a given x is a
+    rotation of p, twice.
+    """
+    found: list[Tensor] = []
+    while sum(map(len, found)) < n:
+        angle = math.pi * (torch.rand(4 * n, dtype=torch.float64) - 0.5)
+        radius = 0.1 + 0.01 * torch.randn(4 * n, dtype=torch.float64)
+        absolute = radius * angle.cos() + 0.25 - float(x[0])
+        difference = float(x[1]) - radius * angle.sin()
+        total = torch.where(torch.rand(4 * n) < 0.5, -absolute, absolute)
+        theta = torch.stack([total - difference, total + difference], -1) * math.sqrt(0.5)
+        found.append(theta[(absolute >= 0) & (theta.abs() <= 1).all(-1)])
+    return torch.cat(found)[:n]
+
+
 def _two_moons() -> AmortizedTask:
     task = two_moons.task()
-
-    def draw(x: Tensor, n: int) -> Tensor:
-        # without the box the posterior has the two crescents whole: the box cuts them
-        whole = two_moons.TwoMoonsPosterior.__new__(two_moons.TwoMoonsPosterior)
-        object.__setattr__(whole, "x", x)
-
-        def some() -> Tensor:
-            theta = whole.sample((4 * n,))
-            return theta[(theta.abs() <= 1).all(-1)]
-
-        return _until(n, some)
-
-    return AmortizedTask("two_moons", task.prior, task.simulator, two_moons.log_likelihood, draw)
+    return AmortizedTask("two_moons", task.prior, task.simulator, two_moons.log_likelihood, two_moons_draws)
 
 
 def _slcp() -> AmortizedTask:

@@ -5,7 +5,6 @@ that was observed. References are drawn by construction, never by a chain, excep
 which are thinned draws of long NUTS (`reference_lynx_hare.py`).
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from amortized_tasks import amortized_task
+from amortized_tasks import amortized_task, two_moons_draws
 from visbi.core.random import seeded
 from visbi.simulators.zoo import lynx_hare, slcp, two_moons
 from visbi.simulators.zoo.task import Task
 
-__all__ = ["PROBLEMS", "Problem", "two_moons_draws"]
+__all__ = ["PROBLEMS", "Problem"]
 
 HERE = Path(__file__).parent
 _FIRST_SEED = 1000  # observation k is drawn under this seed + k
@@ -51,24 +50,6 @@ class Problem:
         x = self.observation(number)
         with seeded(_FIRST_SEED + number):
             return self.draws(x, n)
-
-
-def two_moons_draws(x: Tensor, n: int) -> Tensor:
-    """Exact draws (n, 2) for any x (2,), cut off by the box.
-
-    x = p + (-|s|, d) / sqrt(2) with s, d the sum and the difference of both thetas, which for a given x is a
-    rotation of p, twice.
-    """
-    found: list[Tensor] = []
-    while sum(map(len, found)) < n:
-        angle = math.pi * (torch.rand(4 * n, dtype=torch.float64) - 0.5)
-        radius = 0.1 + 0.01 * torch.randn(4 * n, dtype=torch.float64)
-        absolute = radius * angle.cos() + 0.25 - float(x[0])
-        difference = float(x[1]) - radius * angle.sin()
-        total = torch.where(torch.rand(4 * n) < 0.5, -absolute, absolute)
-        theta = torch.stack([total - difference, total + difference], -1) * math.sqrt(0.5)
-        found.append(theta[(absolute >= 0) & (theta.abs() <= 1).all(-1)])
-    return torch.cat(found)[:n]
 
 
 def _lynx_hare_draws(x: Tensor, n: int) -> Tensor:

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import rounds
-from rounds_problems import PROBLEMS, two_moons_draws
+from amortized_tasks import two_moons_draws
+from rounds_problems import PROBLEMS
 from visbi.core.random import seeded
 from visbi.simulators.zoo import two_moons
 
