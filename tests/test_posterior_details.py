@@ -289,3 +289,12 @@ def test_the_fewest_draws() -> None:
     assert posterior.weighted_sample(25)[0].shape == (25, 2)
     assert posterior.evaluate(N=25).n_draws == 25
     assert posterior.sample((0,)).shape == (0, 2) and posterior.sample((2, 0)).shape == (2, 0, 2)
+
+
+def test_a_sibling_shares_coordinates_and_is_warm_after_a_fit() -> None:
+    fresh, trained = made(q="maf"), fitted()
+    sibling = fresh.sibling()
+    assert sibling.coordinates is fresh.coordinates and sibling.q.coords is fresh.q.coords
+    lent = made(q=trained)
+    assert not sibling._warm
+    assert trained.sibling()._warm and lent.sibling()._warm and lent.sibling().sibling()._warm

@@ -72,6 +72,31 @@ REFUSALS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         f"`q`: expected one of {FAMILIES}, a Distribution, a VIPosterior or a callable; got 3",
     ),
+    "refine one": (
+        lambda: fitted().refine(X),
+        ValueError,
+        "`refine`: expected an amortised fit; got one to a single observation",
+    ),
+    "a start to refine": (
+        lambda: amortised().refine(X, init="match"),
+        TypeError,
+        "`init`: expected no start: it is drawn from q(theta | x); got one",
+    ),
+    "few draws to certify": (
+        lambda: amortised().certify(X, n_draws=24),
+        ValueError,
+        "`n_draws`: expected at least 25 draws; got 24",
+    ),
+    "no draws to certify": (
+        lambda: amortised().certify(X, n_draws=0),
+        ValueError,
+        "`n_draws`: expected a whole number >= 1; got 0",
+    ),
+    "few draws with weights": (
+        lambda: fitted().weighted_sample(24),
+        ValueError,
+        "`n`: expected at least 25 draws; got 24",
+    ),
     "parameters": (
         lambda: made(parameters=[torch.ones(2)]),
         ValueError,

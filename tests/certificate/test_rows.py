@@ -54,6 +54,47 @@ def test_in_parts(monkeypatch):
 
 def test_no_fits():
     assert certify_many(torch.zeros(0, 100), torch.zeros(0, 100)) == []
+    size, excess = rows.tail_mass(torch.zeros(0, 100).double())
+    assert size.shape == excess.shape == (0,)
+
+
+def test_a_row_without_spread_beside_one_with():
+    log_w = 1e-5 * torch.randn(2, N, dtype=torch.float64)
+    log_w[0, :3] = 0.01  # the tail's spread is above the threshold, that of all is not
+    log_w[1] *= 1e5
+    khat = rows.pareto_smooth(log_w)[1]
+    assert khat[0] == -math.inf and torch.isfinite(khat[1])
+
+
+def test_a_fit_that_breaks_beside_one_that_does_not(monkeypatch):
+    log_w = rows.cleaned(mixed()[2:4])
+    sound = rows.pareto_smooth(log_w)[0]
+    fit = rows._pareto_fit
+
+    def broken(excess):
+        shape, scale = fit(excess)
+        return shape.index_fill(0, torch.tensor([0]), math.nan), scale
+
+    monkeypatch.setattr(rows, "_pareto_fit", broken)
+    smooth, khat = rows.pareto_smooth(log_w)
+    assert khat[0] == math.inf and torch.isfinite(khat[1])
+    raw = log_w.log_softmax(1)
+    torch.testing.assert_close(smooth[0], raw[0])
+    torch.testing.assert_close(smooth[1], sound[1])
+    assert (smooth[1] - raw[1]).abs().max() > 1e-3
+
+
+def test_heights_of_other_rows_do_not_matter():
+    log_w = torch.randn(1, N, dtype=torch.float64)
+    high = torch.full((1, N), 1e18, dtype=torch.float64)  # next to it the other row is lost
+    alone, beside = rows.effective_sample_size(log_w), rows.effective_sample_size(torch.cat([log_w, high]))
+    torch.testing.assert_close(beside, torch.cat([alone, torch.tensor([float(N)]).double()]))
+
+
+def test_khat_is_raised_only_where_asked():
+    tail, khat = (torch.tensor([100.0]), torch.tensor([0.5])), torch.tensor([0.4])
+    assert torch.equal(rows.unseen_mass(tail, khat), rows.unseen_mass(tail, khat, sigmas=0.0))
+    assert (rows.unseen_mass(tail, khat, sigmas=1.0) > rows.unseen_mass(tail, khat)).all()
 
 
 def test_shapes():

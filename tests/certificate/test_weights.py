@@ -61,7 +61,7 @@ class TestKhat:
         log_w[:3] = 0.1
         assert pareto_smooth(log_w)[1] == -math.inf
 
-    @pytest.mark.parametrize("broken", [(math.nan, math.nan), (math.inf, 1.0), (0.3, -1.0)])
+    @pytest.mark.parametrize("broken", [(math.nan, math.nan), (math.inf, 1.0), (0.3, -1.0), (0.3, 0.0)])
     def test_a_fit_that_breaks_leaves_the_weights_as_they_are(self, broken, monkeypatch):
         monkeypatch.setattr(
             rows, "_pareto_fit", lambda excess: tuple(excess.new_full((len(excess),), v) for v in broken)
