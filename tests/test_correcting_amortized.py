@@ -11,6 +11,7 @@ from posterior_cases import alone_and_seeded
 from visbi import VIPosterior, amortized
 from visbi.core.random import seeded
 from visbi.fitting.state import AmortizedFit
+from visbi.potentials import BasePotential
 
 __all__ = ["alone_and_seeded"]
 
@@ -141,3 +142,28 @@ def test_families_of_the_state_are_not_touched():
     posterior.sample((3,), torch.zeros(1, 2), correct=True)
     assert all(torch.equal(value, before[name]) for name, value in posterior.q.state_dict().items())
     assert not posterior.q.training
+
+
+def test_refine_takes_this_prior_and_starts_from_q_there(monkeypatch):
+    """Not the prior that the potential has of its own."""
+
+    class Own(BasePotential):
+        def evaluate(self, theta, x=None, *, x_is_iid=None):
+            return narrow(theta, x)
+
+    wide = Independent(Normal(torch.zeros(2), 5.0), 1)
+    posterior = VIPosterior(Own(wide), PRIOR, q="gaussian")
+    x = torch.randn(200, 2)
+    posterior.train_amortized(x, x, max_num_iters=400, learning_rate=0.02, show_progress_bar=False, seed=0)
+    given = {}
+
+    def train(self, x=None, **keywords):
+        given.update(keywords, x=x, posterior=self)
+        return self
+
+    monkeypatch.setattr(VIPosterior, "train", train)
+    here = torch.tensor([[1.0, -1.0]])
+    assert posterior.refine(here, seed=4) is given["posterior"]
+    assert given["posterior"].prior is posterior.prior and given["seed"] == 4
+    assert torch.equal(given["x"], here)
+    assert (given["init"].sample((2000,)).mean(0) - here[0]).abs().max() < 0.2

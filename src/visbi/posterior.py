@@ -566,8 +566,7 @@ class VIPosterior:
         if self._coords.low.is_meta:  # no weights there
             return fit.sample(shape)
         if isinstance(fit, AmortizedFit):
-            theta = self._corrected_at_each(shape, fit)
-            return theta.squeeze(-2) if theta.shape[-2] == 1 else theta
+            return self._corrected_at_each(shape, fit).squeeze(-2)  # the axis of a single x
         seed = fresh_seed()
         draws = pool_for(shape.numel(), fit, self._log_p(fit.x), seed)
         self._state = replace(fit, draws=draws)
