@@ -31,7 +31,6 @@ __all__ = [
     "log_evidence",
     "pareto_smooth",
     "resample",
-    "tail_excess",
     "total_variation",
     "unseen_mass",
 ]
@@ -61,29 +60,12 @@ def pareto_smooth(log_w: Tensor) -> tuple[Tensor, float]:
     return smooth[0], float(khat)
 
 
-def tail_excess(smooth: Tensor, khat: float) -> float:
-    """Share of p's mass in the fitted tail above its cut-off, seen and unseen; infinite for k-hat >= 1.
+def unseen_mass(smooth: Tensor, khat: float, *, sigmas: float = 0.0) -> float:
+    """The mass of p in the fitted tail above the largest weight: what q's draws did not reach, extrapolated.
 
     A tail may be heavy and still hold nothing: for a q that is right to a tenth of a percent k-hat describes
     the shape of that tenth. The M smoothed weights are quantiles of the fitted distribution up to 1 - 1/(2M);
     their sum misses a share of the whole of about (2M)^(k - 1).
-
-    Args:
-        smooth: (N,) normalised log-weights of `pareto_smooth`. khat: its k-hat.
-
-    >>> tail_excess(torch.full((100,), -math.log(100)), -math.inf)
-    0.0
-    """
-    if khat == -math.inf:
-        return 0.0
-    if khat >= 1.0:
-        return math.inf
-    size, seen = rows.tail_mass(smooth[None])
-    return float(seen / (1.0 - (2.0 * size) ** (khat - 1.0)))
-
-
-def unseen_mass(smooth: Tensor, khat: float, *, sigmas: float = 0.0) -> float:
-    """The part of `tail_excess` above the largest weight seen: what q's draws did not reach, extrapolated.
 
     Args:
         smooth: (N,) normalised log-weights of `pareto_smooth`. khat: its k-hat.
