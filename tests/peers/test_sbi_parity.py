@@ -34,8 +34,9 @@ def parameters(function: Any) -> dict[str, tuple[Any, Any]]:
 
 METHODS = [n for n, _ in inspect.getmembers(their_inference.VIPosterior, callable) if not n.startswith("_")]
 OURS_ONLY = {  # keyword-only
-    "train_amortized": ["seed", "embedding_net"],
+    "train_amortized": ["seed", "embedding_net", "objective"],
     "sample": ["correct"],
+    "sample_batched": ["correct"],
     "log_prob": ["normalized"],
 }
 
