@@ -15,7 +15,6 @@ total variation
 All of it in float64 and in log space: adding a constant to log p changes only the evidence.
 """
 
-
 import torch
 from torch import Tensor
 

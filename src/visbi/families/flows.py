@@ -178,14 +178,15 @@ def _total(ladj: Tensor, like: Tensor) -> Tensor:
 def shrink(layer: nn.Module) -> None:
     """Bring one of zuko's layers near the identity, in place."""
     with torch.no_grad():
-        for network in (
-            getattr(layer, "hyper", None),
-            getattr(getattr(layer, "univariate", None), "integrand", None),
-        ):
-            if network is not None:
-                last = [m for m in network.modules() if hasattr(m, "weight")][-1]
-                last.weight.mul_(1e-2)
-                if last.bias is not None:
-                    last.bias.zero_()
+        # one network of a layer, not both: where the one that steers the other has small outputs, too, a
+        # dependence between parameters starts at a saddle and may never be learnt
+        network = getattr(getattr(layer, "univariate", None), "integrand", None) or getattr(
+            layer, "hyper", None
+        )
+        if network is not None:
+            last = [m for m in network.modules() if hasattr(m, "weight")][-1]
+            last.weight.mul_(1e-2)
+            if last.bias is not None:
+                last.bias.zero_()
         for phi in getattr(layer, "phi", None) or ():
             phi.mul_(1e-2)
