@@ -18,13 +18,12 @@ from visbi.fitting.explore import Exploration, explore
 from visbi.fitting.flow import FlowProposal
 from visbi.fitting.flying import patched, polished
 from visbi.fitting.mixture import Mixture, defended
-from visbi.fitting.pool import Proposal
+from visbi.fitting.pool import UNSOUND, Proposal
 from visbi.fitting.refine import Blend, from_particles, refined
 
 __all__ = ["ProposalBase", "bridge"]
 
 _TURNS = 2
-_UNSOUND = 0.9  # k-hat from which no certificate is worth its draws
 
 
 @dataclass(frozen=True)
@@ -100,6 +99,6 @@ def _mixture_to(now: Group, seen: Exploration, *, spare: float) -> bool:
         q, trial = best, best_trial
     q, trial = refined(now.pool, q, trial, rounds=2, n=now.effort.trial, points=now.effort.points)
     now.consider("a bridged mixture", q, trial)
-    if float(trial.khat) >= _UNSOUND:
+    if float(trial.khat) >= UNSOUND:
         return False
     return bool(now.certified("a bridged mixture", defended(q), spare=spare))

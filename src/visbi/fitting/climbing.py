@@ -13,7 +13,7 @@ from visbi.certificate.weights import resample
 from visbi.fitting.budget import BudgetReached
 from visbi.fitting.explore import Exploration, drift
 from visbi.fitting.mixture import Mixture, defended
-from visbi.fitting.pool import Pool, Proposal, Trial
+from visbi.fitting.pool import BELIEVED, DISCOUNT, Pool, Proposal, Trial
 from visbi.fitting.refine import POINTS, ROUNDS, TRIAL, around
 from visbi.fitting.rows import picked
 from visbi.fitting.target import Target
@@ -196,6 +196,14 @@ class Group:
         """(F,) True."""
         return torch.ones(len(self.records), dtype=torch.bool, device=self.target.device)
 
+    def one(self, i: int) -> Tensor:
+        """(F,) True at fit i alone."""
+        return torch.arange(len(self.records), device=self.target.device) == i
+
+    def singles(self) -> list["Group"]:
+        """Each fit as a group of its own."""
+        return [self.only(self.one(i)) for i in range(len(self.records))]
+
     def where(self, holds: Callable[[Record], bool]) -> Tensor:
         """(F,) of which fits the record is such."""
         return torch.tensor([holds(record) for record in self.records], device=self.target.device)
@@ -203,8 +211,7 @@ class Group:
     def for_a_flow(self) -> Tensor:
         """(F,) whether a flow may fit better than any mixture: one mode, in more than a few dimensions."""
         few = self.target.dim < _FLOW_DIMENSIONS or not self.gradient
-        one = [not few and record.modes == 1 and not record.flown for record in self.records]
-        return torch.tensor(one, device=self.target.device)
+        return self.where(lambda record: not few and record.modes == 1 and not record.flown)
 
     def log_z(self) -> Tensor:
         """(F,) log-evidence by the best trials so far."""
@@ -215,7 +222,7 @@ class Group:
         """Keep q where it is the best so far."""
         for i, record in enumerate(self.records):
             if record.best is None or float(trial.merit[i]) > float(record.best[2].merit):
-                one = _one(self.all(), i)
+                one = self.one(i)
                 record.best = rung, q.of_fits(one), trial.of_fits(one)
 
     def certified(self, rung: str, q: Proposal, *, spare: float) -> Tensor:
@@ -233,7 +240,7 @@ class Group:
             reports = [_doubted(*pair) for pair in zip(reports, each, strict=True)]
             doubted = [bool(doubt) for doubt in each]
         for i, (record, report) in enumerate(zip(self.records, reports, strict=True)):
-            answer = Answer(q.of_fits(_one(passed, i)), trial.z[i], trial.ell[i], trial.log_q[i], report)
+            answer = Answer(q.of_fits(self.one(i)), trial.z[i], trial.ell[i], trial.log_q[i], report)
             rank = _rank(report, doubted=doubted[i])
             if rank > record.rank:
                 record.answer, record.rank, record.broken = (rung, answer), rank, float(broken[i])
@@ -315,18 +322,17 @@ class Group:
         return mass.mean(1) / 2
 
 
-def _one(like: Tensor, i: int) -> Tensor:
-    """(F,) bool, True at i."""
-    return torch.arange(len(like), device=like.device) == i
-
-
 def _doubted(report: Report, doubts: list[str]) -> Report:
     return replace(report, status="suspect", sentence=doubts[0]) if doubts else report
 
 
 def _rank(report: Report, *, doubted: bool) -> tuple[int, bool, float]:
     order = {"failed": 0, "suspect": 1, "corrected": 2, "ok": 2}
-    return order[report.status], not doubted, report.ess_fraction * (1.0 if report.khat < 0.7 else 0.3)
+    return (
+        order[report.status],
+        not doubted,
+        report.ess_fraction * (1.0 if report.khat < BELIEVED else DISCOUNT),
+    )
 
 
 def _why(report: Report) -> str:

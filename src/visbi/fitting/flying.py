@@ -18,14 +18,13 @@ from torch import Tensor
 from visbi.families.coupling_stack import CouplingStack
 from visbi.fitting.climbing import Group
 from visbi.fitting.flow import FlowProposal, flow_body, train_flows
-from visbi.fitting.pool import Trial
+from visbi.fitting.pool import UNSOUND, Trial
 from visbi.fitting.refine import patch
 
 __all__ = ["fly", "patched", "polished"]
 
 _ROUNDS, _STEPS, _BATCHES = 3, 200, (128, 256)  # draws in the first round's steps, and in later ones
 _HOPELESS = 0.02
-_UNSOUND = 0.9  # k-hat from which no certificate is worth its draws
 _ENOUGH, _ENOUGH_KHAT = 0.6, 0.6
 _FORWARD = 0.5
 
@@ -128,7 +127,7 @@ def _answered(now: Group, q: FlowProposal, trial: Trial, *, spare: float) -> Seq
 
 def _worth_a_certificate(trial: Trial) -> Tensor:
     """(F,) by few draws, whose k-hat is noisy: where most of them are in effect, many are to say."""
-    return (trial.share > _HOPELESS) & ((trial.khat < _UNSOUND) | (trial.share > _ENOUGH))
+    return (trial.share > _HOPELESS) & ((trial.khat < UNSOUND) | (trial.share > _ENOUGH))
 
 
 def patched(now: Group, q: FlowProposal, *, spare: float, name: str = "a patched flow") -> Sequence[Group]:

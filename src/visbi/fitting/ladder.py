@@ -31,7 +31,7 @@ from visbi.fitting.flying import fly
 from visbi.fitting.match import match_gaussian
 from visbi.fitting.mixture import Mixture, defended, local_covariances, spread_out
 from visbi.fitting.particles import settle
-from visbi.fitting.pool import Pool, Trial
+from visbi.fitting.pool import UNSOUND, Pool, Trial
 from visbi.fitting.probe import useful_gradient
 from visbi.fitting.refine import from_particles, matched, refined
 from visbi.fitting.rows import picked, trues_first
@@ -247,7 +247,7 @@ def _mixture(now: Group) -> Sequence[Group]:
     if now.effort != ALONE:
         return _refits(now, best, trial)
     for i, record in enumerate(now.records):
-        one = best.of_fits(torch.arange(len(now.records)) == i)
+        one = best.of_fits(now.one(i))
         record.modes = len(find_modes(z[i], lambda z, one=one: one.log_prob(z[None])[0]))
     bent = now.for_a_flow() & (trial.share < _BENT)
     first, others = now.parts(bent)
@@ -260,8 +260,10 @@ def _mixture(now: Group) -> Sequence[Group]:
 
 def _after_a_flow(now: Group) -> list[tuple[Group, Tensor]]:
     """What a flow does not answer, and (F,) which of the fits that is."""
-    names = [id(record) for record in now.records]
-    return [(group, torch.tensor([name in map(id, group.records) for name in names])) for group in _flow(now)]
+    return [
+        (group, now.where(lambda record, group=group: any(record is r for r in group.records)))
+        for group in _flow(now)
+    ]
 
 
 def _refits(now: Group, q: Mixture, trial: Trial, *, again: int = _AGAIN) -> Sequence[Group]:
@@ -295,7 +297,7 @@ def _refitted(now: Group, q: Mixture, trial: Trial) -> tuple[Mixture, Trial]:
 
 def _certified_mixture(now: Group, q: Mixture, trial: Trial, *, again: int) -> Sequence[Group]:
     """So many times again, with the draws of a failed certificate, and what accused q, among the points."""
-    hopeless = (trial.share < 0.05) | ((trial.khat >= 0.9) & (trial.share < _LITTLE))
+    hopeless = (trial.share < 0.05) | ((trial.khat >= UNSOUND) & (trial.share < _LITTLE))
     now.tell(hopeless, lambda i: f"a mixture had {trial.numbers(i)}")
     over, others = now.parts(hopeless)
     rest = [] if over is None else [over]
@@ -316,13 +318,12 @@ def _flow(now: Group) -> Sequence[Group]:
 
 
 def _bridge(now: Group) -> Sequence[Group]:
-    masks = torch.eye(len(now.records), dtype=torch.bool)
-    return [one for one in map(now.only, masks) if not bridge(one, spare=_SPARE)]
+    return [one for one in now.singles() if not bridge(one, spare=_SPARE)]
 
 
 def _particles(now: Group) -> Sequence[Group]:
-    for mask in torch.eye(len(now.records), dtype=torch.bool):
-        settle(now.only(mask))
+    for one in now.singles():
+        settle(one)
     return [now]
 
 

@@ -21,9 +21,12 @@ from visbi.certificate.rows import cleaned, effective_sample_size, pareto_smooth
 from visbi.certificate.weights import resample
 from visbi.fitting.target import Target, is_usable
 
-__all__ = ["Pool", "Proposal", "Trial", "thinned"]
+__all__ = ["BELIEVED", "DISCOUNT", "UNSOUND", "Pool", "Proposal", "Trial", "thinned"]
 
-_BELIEVED, _DISCOUNT = 0.7, 0.3  # k-hat up to which a share is believed, and what it counts beyond
+BELIEVED, DISCOUNT = 0.7, 0.3
+"""k-hat up to which a share of draws in effect is believed, and what it counts beyond."""
+UNSOUND = 0.9
+"""k-hat of a trial from which no certificate is worth its draws."""
 
 
 class Proposal(Protocol):
@@ -79,7 +82,7 @@ class Trial:
     @property
     def merit(self) -> Tensor:
         """(F,) effective share, discounted where the weights' tail is too heavy to believe it."""
-        return self.share * torch.where(self.khat < _BELIEVED, 1.0, _DISCOUNT)
+        return self.share * torch.where(self.khat < BELIEVED, 1.0, DISCOUNT)
 
     def of_fits(self, which: Tensor) -> "Trial":
         """Those of the fits `which`, (F,) bool."""
