@@ -188,7 +188,8 @@ class Group:
             self.gradient,
             self.starts[which],
             self.usable[which],
-            *((each[which] if len(each) else each) for each in (self.searched, self.found)),
+            self.searched[which] if len(self.searched) else self.searched,
+            self.found[which] if len(self.found) else self.found,
             None if self.seen is None else self.seen.of_fits(which),
         )
 
@@ -323,8 +324,9 @@ class Group:
         return share
 
     def missing_where_searched(self, q: Proposal, log_z: Tensor) -> Tensor:
-        """(F,) the same of the draws of the prior that were searched; they are led uphill first, for there are
-        tails among them and slopes of narrow modes: see `uphill`.
+        """(F,) the same of the draws of the prior that were searched.
+
+        They are led uphill first, for there are tails among them and slopes of narrow modes: see `uphill`.
         """
         if not len(self.searched):
             return torch.zeros_like(log_z)

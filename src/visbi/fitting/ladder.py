@@ -379,7 +379,7 @@ def _unfinished(target: Target, record: Record, reason: str) -> tuple[str, Answe
 
 
 def _evenly_drawn(target: Target, n: int) -> Tensor:
-    """(F, n, d) draws of N(0, I) by a scrambled Sobol sequence: they leave smaller gaps than independent ones."""
+    """(F, n, d) draws of N(0, I) by scrambled Sobol sequences: smaller gaps than independent ones."""
     seeds = torch.randint(2**31, (target.fits,)).tolist()
     u = [SobolEngine(target.dim, scramble=True, seed=seed).draw(n, dtype=torch.float64) for seed in seeds]
     return torch.special.ndtri(torch.stack(u).clamp(_LEAST_SHARE, 1 - _LEAST_SHARE)).to(target.device)

@@ -1,4 +1,4 @@
-r"""Where a few points accuse q of being much too low: are they a tail of what q has, or the slope of what it lacks?
+r"""Points that accuse q of being much too low: a tail of what it has, or the slope of what it lacks?
 
 A draw of the prior at which ell - log q is far above log Z may lie in a tail that q has cut off, and then
 hardly any mass is there; or on the slope of a narrow mode that no particle has found: a needle with standard
@@ -82,7 +82,7 @@ def tops(
 
     height = accusing(z, ell)
     most = min(_FOLLOWED, int(torch.isfinite(height).sum(1).max()))
-    for time in range(_TIMES):
+    for _ in range(_TIMES):
         if most == 0:
             break
         z = picked(z, height.topk(most, 1).indices)
@@ -101,7 +101,7 @@ def tops(
 
 
 def _widths(target: Target, z: Tensor) -> Tensor:
-    """(F, K) distances from points (F, K, d) at which ell has fallen by d / 2, as in a Gaussian of that sd."""
+    """(F, K) how far from points (F, K, d) ell has fallen by d / 2, as in a Gaussian of that sd."""
     lengths = _LONGEST * 0.5 ** torch.arange(_STEPS).to(z)
     along = torch.randn(*z.shape[:2], 1, _DIRECTIONS, z.shape[-1]).to(z)
     values = target.value(z[:, :, None, None] + lengths[:, None, None] * along)  # (F, K, steps, directions)
