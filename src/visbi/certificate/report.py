@@ -64,8 +64,8 @@ class Report:
         ess: effective sample size, a count.
         ess_fraction: the same as a share of the draws.
         log_evidence, log_evidence_se: of the potential's integral, in nats, and its standard error: that
-            of the mean weight, and the mass that their tail may hold beyond the largest (k-hat raised by one of
-            its standard errors), without which it is several times too small where the tail is heavy;
+            of the mean weight, and the mass that their tail may hold beyond the largest (k-hat raised by one
+            of its standard errors), without which it is several times too small where the tail is heavy;
             infinite where the weights may have no mean.
         total_variation: estimated distance between q and the posterior, 0 to 1; includes the mass of a tail
             that draws did not reach, extrapolated, if k-hat < 1.
