@@ -266,8 +266,7 @@ class Group:
 
     def doubts(self, q: Proposal, trial: Trial) -> list[list[str]]:
         """What speaks against each q beside its weights."""
-        seen = torch.maximum(self.missing(q, trial.log_z), self.missing_of_points(q, trial))
-        share = torch.maximum(seen, self.missing_where_searched(q, trial.log_z)).tolist()
+        share = torch.maximum(self.missing(q, trial.log_z), self.missing_of_points(q, trial)).tolist()
         found: list[list[str]] = [
             [
                 f"an independent exploration has seen about {100 * each / (1 + each):.1f} % of the "
@@ -300,18 +299,31 @@ class Group:
         return self.effort.look if self.effort.keep_look else 0 if self.seen is None else self.seen.z.shape[1]
 
     def missing(self, q: Proposal, log_z: Tensor) -> Tensor:
-        """(F,) share of the posterior's mass that the explorer's particles, or the look's draws where there
-        are none, say q is much too low at.
+        """(F,) share of the posterior's mass where the explorer's particles, or the look's draws where there
+        are none, and the searched draws of the prior say that q is much too low.
 
-        The particles alone are no proof: where an explorer mixes badly they sit where hardly any mass is. So
-        a mixture fitted to those that accuse q is drawn from, and the mass there is weighed.
+        Points alone are no proof: where an explorer mixes badly they sit where hardly any mass is. So a
+        mixture fitted to those that accuse q is drawn from, and Gaussians matched at the tops to which they
+        lead, and the mass there is weighed.
         """
+        share = torch.zeros_like(log_z)
+        seen = self._seen()
+        if seen is not None:
+            share = self._missing_near(*seen, q, log_z)
+        if self.gradient and self.effort.search:
+            share = torch.maximum(share, self._missing_uphill(q, log_z))
+        elif len(self.searched):
+            share = torch.maximum(share, self._missing_near(self.searched, self.found, q, log_z))
+        return share
+
+    def _seen(self) -> tuple[Tensor, Tensor] | None:
+        """Points (F, N, d) and the target at them (F, N) that are independent of q."""
         if self.seen is not None:
-            return self._missing_near(self.seen.z, self.seen.ell, q, log_z)
+            return self.seen.z, self.seen.ell
         if self.effort.keep_look:
             looked = self.pool.proposals[0][1]
-            return self._missing_near(looked.z, looked.ell, q, log_z)
-        return torch.zeros_like(log_z)
+            return looked.z, looked.ell
+        return None
 
     def _missing_near(self, z: Tensor, ell: Tensor, q: Proposal, log_z: Tensor) -> Tensor:
         """(F,) mass around those of the points z (F, N, d) that say q is much too low."""
@@ -323,17 +335,14 @@ class Group:
             share[accused] = self.only(accused).missing_at(q.of_fits(accused), local, log_z[accused])
         return share
 
-    def missing_where_searched(self, q: Proposal, log_z: Tensor) -> Tensor:
-        """(F,) the same of the draws of the prior that were searched.
-
-        They are led uphill first, for there are tails among them and slopes of narrow modes: see `uphill`.
-        """
-        if not len(self.searched):
-            return torch.zeros_like(log_z)
-        if not self.gradient:
-            return self._missing_near(self.searched, self.found, q, log_z)
-        local, there = tops(self.target, self.searched, self.found, q, log_z, by=LOW)
+    def _missing_uphill(self, q: Proposal, log_z: Tensor) -> Tensor:
+        """(F,) mass at the tops to which particles and searched draws of the prior lead: see `uphill`."""
         share = torch.zeros_like(log_z)
+        each = [points for points in (self._seen(), (self.searched, self.found)) if points and len(points[0])]
+        if not each:
+            return share
+        z, ell = (torch.cat(parts, 1) for parts in zip(*each, strict=True))
+        local, there = tops(self.target, z, ell, q, log_z, by=LOW)
         if bool(there.any()):
             local = defended(local.of_fits(there))
             share[there] = self.only(there).missing_at(q.of_fits(there), local, log_z[there])
