@@ -19,6 +19,7 @@ from visbi.rounds import (
     reason_to_stop,
     sequential,
 )
+from visbi.simulators import Simulations
 from visbi.simulators.zoo import linear_gaussian
 
 TASK = linear_gaussian.task()
@@ -212,7 +213,8 @@ def test_few_runs_test_nothing() -> None:
     assert known == [False, False, True]
 
 
-def test_of_many_runs_some_test(monkeypatch: pytest.MonkeyPatch) -> None:
+def tested_runs(monkeypatch: pytest.MonkeyPatch, **options: Any) -> tuple[Inference, Simulations]:
+    """A run of two rounds, and the runs of the second that tested the likelihood of the first."""
     seen = []
 
     def spy(estimator, runs, theta_o, *, seed):
@@ -220,17 +222,24 @@ def test_of_many_runs_some_test(monkeypatch: pytest.MonkeyPatch) -> None:
         return likelihood_test(estimator, runs, theta_o, n_null=20, seed=seed)
 
     monkeypatch.setattr(sequential, "likelihood_test", spy)
-    result = tiny(simulations=(100, 2100), seed=0)
-    assert torch.equal(seen[0].x, result.simulations[1].x[::3]) and len(seen) == 1
+    result = tiny(seed=0, **options)
+    (runs,) = seen
+    return result, runs
 
 
-def test_runs_that_are_not_usable_test_nothing() -> None:
-    """The likelihood has not learnt from them, and would be called wrong."""
-    options = dict(simulations=(600, 300), flow="maf", hidden_features=8, options=TrainingOptions(), seed=0)
-    kept = tiny(**options, usable=lambda x: x[:, 0].abs() < 3)
-    assert not kept.rounds[1].errors.contradicted
-    n_kept = kept.rounds[1].n_used - kept.rounds[0].n_used
-    assert 100 <= n_kept < 300
+def test_of_many_runs_some_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    result, runs = tested_runs(monkeypatch, simulations=(100, 2100))
+    assert torch.equal(runs.x, result.simulations[1].x[::3])
+    assert torch.equal(runs.theta, result.simulations[1].theta[::3])
+
+
+def test_runs_that_are_not_usable_test_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The likelihood has not learnt from their like, and would be called wrong."""
+    result, runs = tested_runs(monkeypatch, simulations=(400, 300), usable=lambda x: x[:, 0] < 0.5)
+    keep = result.simulations[1].x[:, 0] < 0.5
+    assert 100 <= int(keep.sum()) < 300
+    assert torch.equal(runs.x, result.simulations[1].x[keep])
+    assert torch.equal(runs.theta, result.simulations[1].theta[keep])
 
 
 def test_the_test_changes_no_other_draw(monkeypatch: pytest.MonkeyPatch) -> None:
