@@ -15,6 +15,8 @@ from torch.distributions import (
 )
 
 from visbi.certificate import FitError, Mode, Report, certify
+from visbi.certificate.report import certify_many
+from visbi.certificate.rows import log_evidence
 
 N = 50_000
 
@@ -196,6 +198,21 @@ class TestBrokenNumbers:
         assert certify(log_p, log_q).status == ("failed" if value > 0 else "ok")
 
 
+class TestEvidence:
+    @pytest.mark.parametrize(("k", "plain_is_enough"), [(0.3, True), (0.5, True), (0.7, False)])
+    def test_heavy_tails_stay_within_its_errors(self, k, plain_is_enough):
+        """Weights u^-k are Pareto of shape k and mean 1 / (1 - k)."""
+        torch.manual_seed(1)
+        log_w = -k * torch.rand(2000, 4096, dtype=torch.float64).log()
+        reports = certify_many(log_w, torch.zeros_like(log_w))
+        off = torch.tensor([r.log_evidence for r in reports]).double() + math.log(1 - k)
+        error = torch.tensor([r.log_evidence_se for r in reports]).double()
+        assert float((off.abs() > 3 * error).double().mean()) < 0.05
+        plain = log_evidence(log_w)[1]
+        assert (float((off.abs() > 3 * plain).double().mean()) < 0.05) == plain_is_enough
+        assert bool((error >= plain).all())
+
+
 class TestReport:
     def test_it_reads_in_a_few_lines(self):
         found = report(gaussian(), gaussian(sd=0.9), stop_reason="the objective no longer improved")
@@ -345,6 +362,16 @@ class TestWhatAFitAdds:
         assert line == "20 modes of weights " + ", ".join(["0.05"] * 8) + " and 12 more"
         wide = dataclasses.replace(self.full(), modes=(Mode(0.5, (0.0,) * 9), Mode(0.5, (1.0,) * 9)))
         assert "2 modes of weights 0.50, 0.50\n" in str(wide)
+
+    def test_what_may_have_been_missed(self):
+        searched = dataclasses.replace(self.full(), n_searched=30_000)
+        assert searched.least_share == pytest.approx(1e-4)
+        assert len(str(searched).splitlines()) <= 10
+        assert "2 modes of weights 0.70, 0.30 at (1, -2.5), (0.123, 4e+05); one that reaches less" in str(
+            searched
+        )
+        assert "than 1e-04 of the prior may be missed" in str(searched)
+        assert math.isnan(self.full().least_share)
 
     def test_an_error_carries_it(self):
         made, posterior = self.full(), object()

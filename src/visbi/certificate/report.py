@@ -63,7 +63,10 @@ class Report:
         khat: Pareto shape of the weights' tail; -inf if the weights are constant.
         ess: effective sample size, a count.
         ess_fraction: the same as a share of the draws.
-        log_evidence, log_evidence_se: of the potential's integral, in nats, and its standard error.
+        log_evidence, log_evidence_se: of the potential's integral, in nats, and its standard error: that
+            of the mean weight, and the mass that their tail may hold beyond the largest (k-hat raised by one
+            of its standard errors), without which it is several times too small where the tail is heavy;
+            infinite where the weights may have no mean.
         total_variation: estimated distance between q and the posterior, 0 to 1; includes the mass of a tail
             that draws did not reach, extrapolated, if k-hat < 1.
         n_draws: draws of q behind these numbers.
@@ -73,6 +76,7 @@ class Report:
         proportionality: r^2 of the score "prop" or "prop_prior", if that was asked for.
         kl_reverse, kl_forward: estimates of KL(q || p) and KL(p || q), in nats.
         modes: of the posterior, with weights and places, where they were looked for.
+        n_searched: draws of the prior from which modes were looked for; see `least_share`.
         rung: which way of the automatic fit answered, and
         story: why the earlier ones did not.
         n_values, n_gradients: evaluations of the potential during the fit, without and with gradient.
@@ -95,12 +99,22 @@ class Report:
     kl_reverse: float = math.nan
     kl_forward: float = math.nan
     modes: tuple[Mode, ...] = ()
+    n_searched: int = 0
     rung: str = ""
     story: tuple[str, ...] = ()
     n_values: int = 0
     n_gradients: int = 0
     seconds: float = field(default=math.nan, compare=False)
     seed: int | None = None
+
+    @property
+    def least_share(self) -> float:
+        """Share of the prior's mass that a mode and its slopes must hold to be met with 95 % probability.
+
+        By n draws of the prior: 3 / n (the rule of three). What is narrower than that may have been missed,
+        and no certificate from draws of q can know; NaN where nothing was searched.
+        """
+        return 3 / self.n_searched if self.n_searched else math.nan
 
     def __str__(self) -> str:
         lines = [
@@ -111,8 +125,9 @@ class Report:
             f"KL(q, p) {self.kl_reverse:.3f}, KL(p, q) {self.kl_forward:.3f} nats",
             f"log-evidence {self.log_evidence:.3f} +- {self.log_evidence_se:.3f}",
         ]
-        if self.modes:
-            lines.append(_modes_line(self.modes))
+        if self.modes or self.n_searched:
+            unseen = f"; one that reaches less than {self.least_share:.0e} of the prior may be missed"
+            lines.append(_modes_line(self.modes) + (unseen if self.n_searched else ""))
         if self.rung:
             tried = f"; before: {'; '.join(self.story)}" if self.story else ""
             lines.append(f"answered by {self.rung}{tried}")
@@ -263,7 +278,7 @@ def _numbers(log_w: Tensor) -> dict[str, list[float]]:
         "at_most": seen + at_most,
         "beyond": beyond,
         "log_evidence": evidence,
-        "log_evidence_se": error,
+        "log_evidence_se": torch.hypot(error, beyond),
         "kl_reverse": reverse,
         "kl_forward": forward,
         "n_nonfinite": (~torch.isfinite(log_w)).sum(1),
@@ -284,7 +299,7 @@ def recertified(report: Report, log_p: Tensor, log_q: Tensor) -> Report:
     """
     doubts = [] if report.status in ("ok", "corrected") else [report.sentence]
     fresh = certify(log_p, log_q, stop_reason=report.stop_reason, resampled=True, doubts=doubts)
-    kept = ("modes", "rung", "story", "n_values", "n_gradients", "seconds", "seed")
+    kept = ("modes", "n_searched", "rung", "story", "n_values", "n_gradients", "seconds", "seed")
     return replace(fresh, **{name: getattr(report, name) for name in kept})
 
 
@@ -299,6 +314,8 @@ def broken_sentence(share: float) -> str:
 
 def _modes_line(modes: Sequence[Mode]) -> str:
     """Weights, and places where they are few and short."""
+    if not modes:
+        return "modes not told apart"
     if len(modes) == 1:
         return "one mode"
     weights = ", ".join(f"{mode.weight:.2f}" for mode in modes[:8])

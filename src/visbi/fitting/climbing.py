@@ -17,11 +17,14 @@ from visbi.fitting.pool import BELIEVED, DISCOUNT, Pool, Proposal, Trial
 from visbi.fitting.refine import POINTS, ROUNDS, TRIAL, around
 from visbi.fitting.rows import picked
 from visbi.fitting.target import Target
+from visbi.fitting.uphill import tops
 
-__all__ = ["ALONE", "SIDE_BY_SIDE", "Answer", "Effort", "Group", "Record"]
+__all__ = ["ALONE", "SEARCHED", "SIDE_BY_SIDE", "Answer", "Effort", "Group", "Record"]
 
 LOW = math.log(20.0)  # nats by which q is much too low somewhere
 FEW = 5e-3  # share of the mass that may lie there
+SEARCHED = 5
+"""Dimensions up to which eight times the draws of the prior meet modes of two thirds the width, or less."""
 _GOOD = ("ok", "corrected")
 _ACCUSERS = 2  # particles; a mode of a few percent may have lost all but so many of its own on the way
 _WITNESSES = 20  # points in effect; fewer may be a tail's chance
@@ -35,7 +38,8 @@ class Effort:
     """How much a climb spends on its steps.
 
     Attributes:
-        look: draws of the prior that are looked at first.
+        look: draws of the prior that are looked at first, and
+        search: so many more of them in `SEARCHED` dimensions or fewer, for modes that hardly any draw meets.
         keep_look: whether they count among the points that mixtures are fitted to.
         particles: of the explorer; `confirming` of them where a Gaussian already fits, and none where
             the look's draws bear witness.
@@ -50,6 +54,7 @@ class Effort:
     """
 
     look: int = 4096
+    search: int = 28_672
     keep_look: bool = False
     particles: int = 1024
     confirming: int = 512
@@ -72,6 +77,7 @@ ALONE = Effort()
 
 SIDE_BY_SIDE = Effort(
     look=2048,
+    search=0,
     keep_look=True,
     particles=256,
     confirming=0,
@@ -147,6 +153,8 @@ class Group:
         gradient: whether the potential has one that is of use.
         starts: (F, S, d) promising draws of the prior, and
         usable: (F, S) whether the potential is finite there.
+        searched: (F, N, d) draws of the prior, and
+        found: (F, N) ell at them, -inf where it is not finite.
         seen: what the explorer saw.
     """
 
@@ -158,6 +166,8 @@ class Group:
     gradient: bool = True
     starts: Tensor = field(default_factory=lambda: torch.zeros(0))
     usable: Tensor = field(default_factory=lambda: torch.zeros(0))
+    searched: Tensor = field(default_factory=lambda: torch.zeros(0))
+    found: Tensor = field(default_factory=lambda: torch.zeros(0))
     seen: Exploration | None = None
 
     @property
@@ -178,6 +188,8 @@ class Group:
             self.gradient,
             self.starts[which],
             self.usable[which],
+            self.searched[which] if len(self.searched) else self.searched,
+            self.found[which] if len(self.found) else self.found,
             None if self.seen is None else self.seen.of_fits(which),
         )
 
@@ -231,7 +243,10 @@ class Group:
         n = self.effort.draws
         trial = self.pool.draw(q, n)
         broken = (self.target.broken - broken) / n
-        reports = certify_many(trial.ell, trial.log_q, resampled=True)
+        reports = [
+            replace(report, n_searched=self.n_searched)
+            for report in certify_many(trial.ell, trial.log_q, resampled=True)
+        ]
         passed = torch.tensor([report.status in _GOOD for report in reports], device=self.target.device)
         doubted = [False] * len(reports)
         if bool(passed.any()):  # what the weights say is final where they are bad
@@ -251,7 +266,8 @@ class Group:
 
     def doubts(self, q: Proposal, trial: Trial) -> list[list[str]]:
         """What speaks against each q beside its weights."""
-        share = torch.maximum(self.missing(q, trial.log_z), self.missing_of_points(q, trial)).tolist()
+        seen = torch.maximum(self.missing(q, trial.log_z), self.missing_of_points(q, trial))
+        share = torch.maximum(seen, self.missing_where_searched(q, trial.log_z)).tolist()
         found: list[list[str]] = [
             [
                 f"an independent exploration has seen about {100 * each / (1 + each):.1f} % of the "
@@ -276,6 +292,13 @@ class Group:
         )
         return [[*each, carried] if by > _DRIFT else each for each, by in zip(found, moved, strict=True)]
 
+    @property
+    def n_searched(self) -> int:
+        """Draws of the prior, for each fit, from which modes were looked for."""
+        if len(self.searched):
+            return self.searched.shape[1]
+        return self.effort.look if self.effort.keep_look else 0 if self.seen is None else self.seen.z.shape[1]
+
     def missing(self, q: Proposal, log_z: Tensor) -> Tensor:
         """(F,) share of the posterior's mass that the explorer's particles, or the look's draws where there
         are none, say q is much too low at.
@@ -283,18 +306,37 @@ class Group:
         The particles alone are no proof: where an explorer mixes badly they sit where hardly any mass is. So
         a mixture fitted to those that accuse q is drawn from, and the mass there is weighed.
         """
-        share = torch.zeros(len(self.records), **self.like)  # type: ignore[arg-type]
         if self.seen is not None:
-            z, ell = self.seen.z, self.seen.ell
-        elif self.effort.keep_look:
-            z, ell = self.pool.proposals[0][1].z, self.pool.proposals[0][1].ell
-        else:
-            return share
+            return self._missing_near(self.seen.z, self.seen.ell, q, log_z)
+        if self.effort.keep_look:
+            looked = self.pool.proposals[0][1]
+            return self._missing_near(looked.z, looked.ell, q, log_z)
+        return torch.zeros_like(log_z)
+
+    def _missing_near(self, z: Tensor, ell: Tensor, q: Proposal, log_z: Tensor) -> Tensor:
+        """(F,) mass around those of the points z (F, N, d) that say q is much too low."""
+        share = torch.zeros_like(log_z)
         low = ell - q.log_prob(z) - log_z[:, None] > LOW
         accused = low.sum(1) >= _ACCUSERS
         if bool(accused.any()):
             local = defended(around(z[accused], low[accused].double()))
             share[accused] = self.only(accused).missing_at(q.of_fits(accused), local, log_z[accused])
+        return share
+
+    def missing_where_searched(self, q: Proposal, log_z: Tensor) -> Tensor:
+        """(F,) the same of the draws of the prior that were searched.
+
+        They are led uphill first, for there are tails among them and slopes of narrow modes: see `uphill`.
+        """
+        if not len(self.searched):
+            return torch.zeros_like(log_z)
+        if not self.gradient:
+            return self._missing_near(self.searched, self.found, q, log_z)
+        local, there = tops(self.target, self.searched, self.found, q, log_z, by=LOW)
+        share = torch.zeros_like(log_z)
+        if bool(there.any()):
+            local = defended(local.of_fits(there))
+            share[there] = self.only(there).missing_at(q.of_fits(there), local, log_z[there])
         return share
 
     def missing_of_points(self, q: Proposal, trial: Trial) -> Tensor:

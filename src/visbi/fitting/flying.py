@@ -23,8 +23,9 @@ from visbi.fitting.refine import patch
 
 __all__ = ["fly", "patched", "polished"]
 
-_ROUNDS, _STEPS, _BATCHES = 3, 200, (128, 256)  # draws in the first round's steps, and in later ones
-_HOPELESS = 0.02
+_ROUNDS, _MOST_ROUNDS = 3, 4  # the last one where a flow is near, but its weights are not sound yet
+_STEPS, _BATCHES = 200, (128, 256)  # of a round, and draws in the first round's steps, and in later ones
+_HOPELESS, _NEAR = 0.02, 0.1
 _ENOUGH, _ENOUGH_KHAT = 0.6, 0.6
 _FORWARD = 0.5
 
@@ -58,7 +59,7 @@ def _trained(now: Group) -> tuple[FlowProposal, Trial]:
     q, trial = FlowProposal.widened(flows), None
     for record in now.records:
         record.flown = True
-    for number in range(_ROUNDS):
+    for number in range(_MOST_ROUNDS):
         train_flows(
             flows,
             now.target,
@@ -72,7 +73,8 @@ def _trained(now: Group) -> tuple[FlowProposal, Trial]:
         trial = now.pool.draw(q, now.effort.trial)
         good = (trial.share > _ENOUGH) & (trial.khat < _ENOUGH_KHAT)
         hopeless = trial.share < _HOPELESS if number else ~now.all()
-        if bool((good | hopeless).all()):
+        over = (_worth_a_certificate(trial) | (trial.share < _NEAR)) & (number + 1 >= _ROUNDS)
+        if bool((good | hopeless | over).all()):
             break
     assert trial is not None
     return q, trial
