@@ -213,7 +213,7 @@ def test_few_runs_test_nothing() -> None:
     assert known == [False, False, True]
 
 
-def tested_runs(monkeypatch: pytest.MonkeyPatch, **options: Any) -> tuple[Inference, Simulations]:
+def of_two_rounds(monkeypatch: pytest.MonkeyPatch, **options: Any) -> tuple[Inference, Simulations]:
     """A run of two rounds, and the runs of the second that tested the likelihood of the first."""
     seen = []
 
@@ -228,14 +228,14 @@ def tested_runs(monkeypatch: pytest.MonkeyPatch, **options: Any) -> tuple[Infere
 
 
 def test_of_many_runs_some_test(monkeypatch: pytest.MonkeyPatch) -> None:
-    result, runs = tested_runs(monkeypatch, simulations=(100, 2100))
+    result, runs = of_two_rounds(monkeypatch, simulations=(100, 2100))
     assert torch.equal(runs.x, result.simulations[1].x[::3])
     assert torch.equal(runs.theta, result.simulations[1].theta[::3])
 
 
 def test_runs_that_are_not_usable_test_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """The likelihood has not learnt from their like, and would be called wrong."""
-    result, runs = tested_runs(monkeypatch, simulations=(400, 300), usable=lambda x: x[:, 0] < 0.5)
+    result, runs = of_two_rounds(monkeypatch, simulations=(400, 300), usable=lambda x: x[:, 0] < 0.5)
     keep = result.simulations[1].x[:, 0] < 0.5
     assert 100 <= int(keep.sum()) < 300
     assert torch.equal(runs.x, result.simulations[1].x[keep])
