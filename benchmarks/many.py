@@ -1,7 +1,7 @@
 """`fit_many` beside loops of single fits: time for an observation, C2ST against exact draws, calibration.
 
-For each model, in one run: 1000 observations of prior and simulator by `fit_many`; a few of them by loops of
-our own single fits (q="auto", and the default family) and of sbi's, each with its own defaults, in processes
+For each model, in one run: 1000 observations of prior and simulator by `fit_many`, in one process and in two, and
+some of them by `fit_many` with families named; a few of them by loops of our own single fits (q="auto", and the default family) and of sbi's, each with its own defaults, in processes
 of their own; C2ST of draws for 50 observations against exact ones; and SBC over all fits of the linear
 Gaussian, with q as it is and deliberately narrowed. Seconds are those with 1000 draws for each observation.
 
@@ -36,6 +36,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 Row = dict[str, Any]
 _NARROWED = 0.8
+NAMED, NAMED_OBS = ("gaussian", "maf"), 32
 _RANKED = 99  # draws that a truth is ranked among
 
 
@@ -60,10 +61,34 @@ def together(name: str, n_obs: int, n_scored: int) -> list[Row]:
     rows: list[Row] = [
         {"what": "together", "n_obs": n_obs, "cpu_seconds": cpu, "seconds": wall, "load": load, **counts},
         _scored(goal, x, theta, n_scored),
+        _in_two_processes(goal, x),
+        *(_named(goal, x, family) for family in NAMED),
     ]
     if name.startswith("linear"):
         rows += _ranked(truth, theta)
     return rows
+
+
+def _in_two_processes(goal: Model, x: torch.Tensor) -> Row:
+    """The same fits and draws by two workers, which have been started before."""
+    keywords: dict[str, Any] = {"workers": 2, "show_progress_bar": False, "quality_control": False}
+    fit_many(goal.potential, goal.prior, x[:4], seed=2, chunk_size=2, **keywords)
+    started = time.perf_counter()
+    posteriors = fit_many(goal.potential, goal.prior, x, seed=1, **keywords)
+    posteriors.sample((DRAWS,))
+    return {"what": "together, 2 processes", "n_obs": len(x), "seconds": time.perf_counter() - started}
+
+
+def _named(goal: Model, x: torch.Tensor, family: str) -> Row:
+    """A family trained abreast for some of the observations."""
+    x = x[:NAMED_OBS]
+    started = time.process_time(), time.perf_counter()
+    posteriors = fit_many(
+        goal.potential, goal.prior, x, family, seed=1, show_progress_bar=False, quality_control=False
+    )
+    posteriors.sample((DRAWS,))
+    cpu, wall = time.process_time() - started[0], time.perf_counter() - started[1]
+    return {"what": "named", "family": family, "n_obs": len(x), "cpu_seconds": cpu, "seconds": wall}
 
 
 def _scored(goal: Model, x: torch.Tensor, theta: torch.Tensor, n_scored: int) -> Row:
@@ -124,6 +149,17 @@ def page(rows: list[Row]) -> str:
         said = f"{score['median']:.3f} ({score['worst']:.3f})"
         lines.append(f"| {name} | `fit_many` | {base['n_obs']} | {cpu:.4f} | {wall:.4f} | 1 | 1 | {said} |")
         for row in own:
+            each = (
+                row.get("seconds", 0.0) / row["n_obs"] if row["what"] != "alone" and "n_obs" in row else 0.0
+            )
+            if row["what"] == "together, 2 processes":
+                lines.append(
+                    f"| {name} | `fit_many`, 2 processes | {row['n_obs']} | | {each:.4f} | | {each / wall:.2f} | |"
+                )
+            if row["what"] == "named":
+                spent = row["cpu_seconds"] / row["n_obs"]
+                numbers = f"{spent:.2f} | {each:.2f} | {spent / cpu:.0f} | {each / wall:.0f}"
+                lines.append(f'| {name} | `fit_many`, q="{row["family"]}" | {row["n_obs"]} | {numbers} | |')
             if row["what"] == "alone":
                 each = [statistics.mean(row[key]) for key in ("cpu_seconds", "seconds")]
                 numbers = f"{each[0]:.2f} | {each[1]:.2f} | {each[0] / cpu:.0f} | {each[1] / wall:.0f}"
