@@ -1,9 +1,10 @@
 """`fit_many` beside loops of single fits: time for an observation, C2ST against exact draws, calibration.
 
-For each model, in one run: 1000 observations of prior and simulator by `fit_many`, in one process and in two, and
-some of them by `fit_many` with families named; a few of them by loops of our own single fits (q="auto", and the default family) and of sbi's, each with its own defaults, in processes
-of their own; C2ST of draws for 50 observations against exact ones; and SBC over all fits of the linear
-Gaussian, with q as it is and deliberately narrowed. Seconds are those with 1000 draws for each observation.
+For each model, in one run: 1000 observations of prior and simulator by `fit_many`, in one process and in
+two; a few of them with a family named; a few by loops of our own single fits (q="auto", and the default
+family) and of sbi's, each with its own defaults, in processes of their own; C2ST of draws for 50 observations
+against exact ones; and SBC over all fits of the linear Gaussian, with q as it is and deliberately narrowed.
+Seconds are those with 1000 draws for each observation.
 
     make many
 """
@@ -36,7 +37,12 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 Row = dict[str, Any]
 _NARROWED = 0.8
-NAMED, NAMED_OBS = ("gaussian", "maf"), 32
+NAMED, NAMED_OBS = ("gaussian", "maf"), 4
+WAYS = {  # kinds of rows that tell seconds, as the page calls them
+    "together, 2 processes": "`fit_many`, 2 processes",
+    "named": '`fit_many`, q="{family}"',
+    "alone": "{tool}, a loop",
+}
 _RANKED = 99  # draws that a truth is ranked among
 
 
@@ -148,22 +154,7 @@ def page(rows: list[Row]) -> str:
         cpu, wall = base["cpu_seconds"] / base["n_obs"], base["seconds"] / base["n_obs"]
         said = f"{score['median']:.3f} ({score['worst']:.3f})"
         lines.append(f"| {name} | `fit_many` | {base['n_obs']} | {cpu:.4f} | {wall:.4f} | 1 | 1 | {said} |")
-        for row in own:
-            each = (
-                row.get("seconds", 0.0) / row["n_obs"] if row["what"] != "alone" and "n_obs" in row else 0.0
-            )
-            if row["what"] == "together, 2 processes":
-                lines.append(
-                    f"| {name} | `fit_many`, 2 processes | {row['n_obs']} | | {each:.4f} | | {each / wall:.2f} | |"
-                )
-            if row["what"] == "named":
-                spent = row["cpu_seconds"] / row["n_obs"]
-                numbers = f"{spent:.2f} | {each:.2f} | {spent / cpu:.0f} | {each / wall:.0f}"
-                lines.append(f'| {name} | `fit_many`, q="{row["family"]}" | {row["n_obs"]} | {numbers} | |')
-            if row["what"] == "alone":
-                each = [statistics.mean(row[key]) for key in ("cpu_seconds", "seconds")]
-                numbers = f"{each[0]:.2f} | {each[1]:.2f} | {each[0] / cpu:.0f} | {each[1] / wall:.0f}"
-                lines.append(f"| {name} | {row['tool']}, a loop | {row['n_obs']} | {numbers} | |")
+        lines += [f"| {name} | {_timed(row, cpu, wall)} |" for row in own if row["what"] in WAYS]
     lines += ["", "What `fit_many` said of its fits:", ""]
     for row in rows:
         if row["what"] == "together":
@@ -176,6 +167,18 @@ def page(rows: list[Row]) -> str:
             said = f"p = {row['p_value']:.3g}, {row['verdict']}"
             lines.append(f"- {row['model']}, {row['n_obs']} fits, draws {how}: {said}.")
     return "\n".join(lines) + "\n"
+
+
+def _timed(row: Row, cpu: float, wall: float) -> str:
+    """A way's cells: what it is, seconds an observation, and how many times those of `fit_many`."""
+    count = row["n_obs"]
+    way = WAYS[row["what"]].format(**row)
+    if row["what"] == "alone":
+        spent, took = (statistics.mean(row[key]) for key in ("cpu_seconds", "seconds"))
+    else:
+        spent, took = row.get("cpu_seconds", 0.0) / count, row["seconds"] / count
+    cells = (f"{spent:.4g}", f"{spent / cpu:.0f}") if spent else ("", "")
+    return f"{way} | {count} | {cells[0]} | {took:.4g} | {cells[1]} | {took / wall:.2g} |"
 
 
 def main() -> None:
