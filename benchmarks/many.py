@@ -154,7 +154,7 @@ def page(rows: list[Row]) -> str:
         cpu, wall = base["cpu_seconds"] / base["n_obs"], base["seconds"] / base["n_obs"]
         said = f"{score['median']:.3f} ({score['worst']:.3f})"
         lines.append(f"| {name} | `fit_many` | {base['n_obs']} | {cpu:.4f} | {wall:.4f} | 1 | 1 | {said} |")
-        lines += [f"| {name} | {_timed(row, cpu, wall)} |" for row in own if row["what"] in WAYS]
+        lines += [f"| {name} | {_timed(row, cpu, wall)}" for row in own if row["what"] in WAYS]
     lines += ["", "What `fit_many` said of its fits:", ""]
     for row in rows:
         if row["what"] == "together":
@@ -177,8 +177,16 @@ def _timed(row: Row, cpu: float, wall: float) -> str:
         spent, took = (statistics.mean(row[key]) for key in ("cpu_seconds", "seconds"))
     else:
         spent, took = row.get("cpu_seconds", 0.0) / count, row["seconds"] / count
-    cells = (f"{spent:.4g}", f"{spent / cpu:.0f}") if spent else ("", "")
-    return f"{way} | {count} | {cells[0]} | {took:.4g} | {cells[1]} | {took / wall:.2g} |"
+    cells = (_seconds(spent), _times(spent / cpu)) if spent else ("", "")
+    return f"{way} | {count} | {cells[0]} | {_seconds(took)} | {cells[1]} | {_times(took / wall)} | |"
+
+
+def _seconds(number: float) -> str:
+    return f"{number:.2f}" if number >= 0.1 else f"{number:.4f}"
+
+
+def _times(number: float) -> str:
+    return f"{number:.0f}" if number >= 2 else f"{number:.2f}"
 
 
 def main() -> None:
