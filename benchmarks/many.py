@@ -1,9 +1,10 @@
 """`fit_many` beside loops of single fits: time for an observation, C2ST against exact draws, calibration.
 
-For each model, in one run: 1000 observations of prior and simulator by `fit_many`; a few of them by loops of
-our own single fits (q="auto", and the default family) and of sbi's, each with its own defaults, in processes
-of their own; C2ST of draws for 50 observations against exact ones; and SBC over all fits of the linear
-Gaussian, with q as it is and deliberately narrowed. Seconds are those with 1000 draws for each observation.
+For each model, in one run: 1000 observations of prior and simulator by `fit_many`, in one process and in
+two; a few of them with a family named; a few by loops of our own single fits (q="auto", and the default
+family) and of sbi's, each with its own defaults, in processes of their own; C2ST of draws for 50 observations
+against exact ones; and SBC over all fits of the linear Gaussian, with q as it is and deliberately narrowed.
+Seconds are those with 1000 draws for each observation.
 
     make many
 """
@@ -36,6 +37,12 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 Row = dict[str, Any]
 _NARROWED = 0.8
+NAMED, NAMED_OBS = ("gaussian", "maf"), 4
+WAYS = {  # kinds of rows that tell seconds, as the page calls them
+    "together, 2 processes": "`fit_many`, 2 processes",
+    "named": '`fit_many`, q="{family}"',
+    "alone": "{tool}, a loop",
+}
 _RANKED = 99  # draws that a truth is ranked among
 
 
@@ -60,10 +67,34 @@ def together(name: str, n_obs: int, n_scored: int) -> list[Row]:
     rows: list[Row] = [
         {"what": "together", "n_obs": n_obs, "cpu_seconds": cpu, "seconds": wall, "load": load, **counts},
         _scored(goal, x, theta, n_scored),
+        _in_two_processes(goal, x),
+        *(_named(goal, x, family) for family in NAMED),
     ]
     if name.startswith("linear"):
         rows += _ranked(truth, theta)
     return rows
+
+
+def _in_two_processes(goal: Model, x: torch.Tensor) -> Row:
+    """The same fits and draws by two workers, which have been started before."""
+    keywords: dict[str, Any] = {"workers": 2, "show_progress_bar": False, "quality_control": False}
+    fit_many(goal.potential, goal.prior, x[:4], seed=2, chunk_size=2, **keywords)
+    started = time.perf_counter()
+    posteriors = fit_many(goal.potential, goal.prior, x, seed=1, **keywords)
+    posteriors.sample((DRAWS,))
+    return {"what": "together, 2 processes", "n_obs": len(x), "seconds": time.perf_counter() - started}
+
+
+def _named(goal: Model, x: torch.Tensor, family: str) -> Row:
+    """A family trained abreast for some of the observations."""
+    x = x[:NAMED_OBS]
+    started = time.process_time(), time.perf_counter()
+    posteriors = fit_many(
+        goal.potential, goal.prior, x, family, seed=1, show_progress_bar=False, quality_control=False
+    )
+    posteriors.sample((DRAWS,))
+    cpu, wall = time.process_time() - started[0], time.perf_counter() - started[1]
+    return {"what": "named", "family": family, "n_obs": len(x), "cpu_seconds": cpu, "seconds": wall}
 
 
 def _scored(goal: Model, x: torch.Tensor, theta: torch.Tensor, n_scored: int) -> Row:
@@ -123,11 +154,7 @@ def page(rows: list[Row]) -> str:
         cpu, wall = base["cpu_seconds"] / base["n_obs"], base["seconds"] / base["n_obs"]
         said = f"{score['median']:.3f} ({score['worst']:.3f})"
         lines.append(f"| {name} | `fit_many` | {base['n_obs']} | {cpu:.4f} | {wall:.4f} | 1 | 1 | {said} |")
-        for row in own:
-            if row["what"] == "alone":
-                each = [statistics.mean(row[key]) for key in ("cpu_seconds", "seconds")]
-                numbers = f"{each[0]:.2f} | {each[1]:.2f} | {each[0] / cpu:.0f} | {each[1] / wall:.0f}"
-                lines.append(f"| {name} | {row['tool']}, a loop | {row['n_obs']} | {numbers} | |")
+        lines += [f"| {name} | {_timed(row, cpu, wall)}" for row in own if row["what"] in WAYS]
     lines += ["", "What `fit_many` said of its fits:", ""]
     for row in rows:
         if row["what"] == "together":
@@ -140,6 +167,26 @@ def page(rows: list[Row]) -> str:
             said = f"p = {row['p_value']:.3g}, {row['verdict']}"
             lines.append(f"- {row['model']}, {row['n_obs']} fits, draws {how}: {said}.")
     return "\n".join(lines) + "\n"
+
+
+def _timed(row: Row, cpu: float, wall: float) -> str:
+    """A way's cells: what it is, seconds an observation, and how many times those of `fit_many`."""
+    count = row["n_obs"]
+    way = WAYS[row["what"]].format(**row)
+    if row["what"] == "alone":
+        spent, took = (statistics.mean(row[key]) for key in ("cpu_seconds", "seconds"))
+    else:
+        spent, took = row.get("cpu_seconds", 0.0) / count, row["seconds"] / count
+    cells = (_seconds(spent), _times(spent / cpu)) if spent else ("", "")
+    return f"{way} | {count} | {cells[0]} | {_seconds(took)} | {cells[1]} | {_times(took / wall)} | |"
+
+
+def _seconds(number: float) -> str:
+    return f"{number:.2f}" if number >= 0.1 else f"{number:.4f}"
+
+
+def _times(number: float) -> str:
+    return f"{number:.0f}" if number >= 2 else f"{number:.2f}"
 
 
 def main() -> None:

@@ -143,6 +143,44 @@ def test_amortised_raw_and_corrected(right: Cases, wide: VIPosterior) -> None:
     assert raw.coverage.names == ("highest-density regions",)
 
 
+class Bent:
+    """A potential that is wrong while q is fitted to it, and then set right, so that q is what is wrong.
+
+    The posterior's deviations are times `scale`, and its mean is off by `shift` of them.
+    """
+
+    def __init__(self, scale: float = 1.0, shift: float = 0.0) -> None:
+        self.scale, self.shift = scale, shift
+
+    def __call__(self, theta: Tensor, x: Tensor) -> Tensor:
+        assert TASK.posterior is not None
+        sd = TASK.posterior(x).stddev
+        return potential(theta - self.shift * sd, x) / self.scale**2
+
+    def set_right(self) -> None:
+        self.scale, self.shift = 1.0, 0.0
+
+
+@pytest.mark.parametrize("verdict", WRONG)
+def test_wrong_raw_draws_are_told_and_corrected_ones_are_right(verdict: str) -> None:
+    """Every diagnostic, of q in four ways; corrected draws at data seeds 10 to 21: 12 of 12 calibrated."""
+    bent, runs, fresh = Bent(**WRONG[verdict]), cases(1000, 2, seed=8), cases(200, 2, seed=10)
+    posterior = VIPosterior(bent, TASK.prior)
+    options: dict[str, Any] = {"flow_type": "gaussian", "hidden_features": 16, "learning_rate": 0.02}
+    options |= {"n_particles": 8, "batch_size": 128, "gamma": 0.99, "max_num_iters": 300}
+    posterior.train_amortized(runs.theta, runs.x, seed=1, show_progress_bar=False, **options)
+    bent.set_right()
+    given: dict[str, Any] = {"n_draws": 100, "x_o": TASK.x_o, "classifier": "regression", "seed": 1}
+    raw, corrected = (
+        calibrate(posterior, fresh.theta, fresh.x, correct=correct, **given) for correct in (False, True)
+    )
+    for found, expected in ((raw, verdict), (corrected, "calibrated")):
+        assert found.local is not None and found.prior is not None
+        parts = [found.sbc, found.coverage, found.tarp, found.local]
+        assert [part.verdict for part in parts] == [expected] * 4, str(found)
+        assert found.verdict == expected and found.prior.verdict == "familiar"
+
+
 def test_options_have_effects(right: Cases) -> None:
     def run(**options: Any) -> Any:
         return calibrate(WithDensities(), right.theta, right.x, **{"seed": 1, **options})

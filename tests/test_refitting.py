@@ -62,7 +62,10 @@ def test_a_batch_with_auto_is_fitted_side_by_side() -> None:
     known = posterior.at(XS[1])
     calls = len(rows)
     theta = posterior.sample_batched((3000,), XS, show_progress_bars=False)
-    assert len(rows) - calls < 1.5 * calls  # both others in the calls of one
+    others = len(rows) - calls
+    fresh = RefittingPosterior(original, seed=1)
+    fresh.sample_batched((3000,), XS, show_progress_bars=False)
+    assert len(rows) - calls - others < 1.3 * others  # three take hardly more calls than two
     assert ((theta.mean(0) - XS) / SD).abs().max() < 0.1 and (theta.std(0) / SD - 1).abs().max() < 0.1
     assert posterior.at(XS[1]) is known and posterior.at(XS[0]) is not posterior.at(XS[2])
 

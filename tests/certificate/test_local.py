@@ -35,9 +35,13 @@ def found(n: int, *, seed: int = 0, how: dict[str, float] | None = None, **optio
     return local_c2st(*pairs(n, seed, **how), TASK.x_o, at(TASK.x_o, **how), **options)
 
 
+QUICK = ["quadratic", "regression"]
+
+
+@pytest.mark.parametrize("classifier", QUICK)
 @pytest.mark.parametrize("verdict", WRONG)
-def test_right_and_wrong_are_told_apart(verdict: str) -> None:
-    result = found(800, how=WRONG[verdict])
+def test_right_and_wrong_are_told_apart(verdict: str, classifier: str) -> None:
+    result = found(800, how=WRONG[verdict], classifier=classifier)
     assert result.verdict == verdict, str(result)
     assert str(result).startswith(f"{verdict} at this x: ")
     if verdict == "biased":  # draws lie above, so the posterior is below
@@ -54,32 +58,40 @@ def test_the_network_tells_them_apart(verdict: str) -> None:
     assert found(800, how=how, classifier="network", n_null=20).verdict == verdict
 
 
-def test_false_alarms_are_as_rare_as_promised() -> None:
-    p = np.array([found(120, seed=seed, n_null=9, alpha=0.2).p_value for seed in range(50)])
+@pytest.mark.parametrize("classifier", QUICK)
+def test_false_alarms_are_as_rare_as_promised(classifier: str) -> None:
+    options = {"n_null": 9, "alpha": 0.2, "classifier": classifier}
+    p = np.array([found(120, seed=seed, **options).p_value for seed in range(50)])
     for level in (0.1, 0.5):
         assert abs((p <= level).mean() - level) < 3.5 * (level * (1 - level) / len(p)) ** 0.5
 
 
-def test_it_is_local() -> None:
+@pytest.mark.parametrize(
+    ("classifier", "slope", "least"),
+    [("quadratic", 0.4, 1.0), ("regression", 0.15, 0.6)],  # a discriminant flattens what is large
+)
+def test_it_is_local(classifier: str, slope: float, least: float) -> None:
     """A q that is right where x_1 = -1.5 and shifted in proportion to the distance from there."""
 
     def shift(x: Tensor) -> Tensor:
-        return 0.4 * (x[..., :1] + 1.5)
+        return slope * (x[..., :1] + 1.5)
 
     theta, x, exact = pairs(1500)
     left, right = (
-        local_c2st(theta, x, exact + shift(x), x_o, at(x_o) + shift(x_o), classifier="quadratic", n_null=40)
+        local_c2st(theta, x, exact + shift(x), x_o, at(x_o) + shift(x_o), classifier=classifier, n_null=40)
         for x_o in (torch.tensor([-1.5, 0.0]), torch.tensor([1.5, 0.0]))
     )
-    assert right.verdict == "biased" and right.shift.max() < -1.0
+    assert right.verdict == "biased" and right.shift.max() < -least
     # the exchanges stand for a q that is right everywhere, so only the size says that little is wrong here
     assert np.abs(left.shift).max() < 0.3 and left.statistic < 0.1 * right.statistic
 
 
-def test_shift_and_scale_are_those_of_the_posterior() -> None:
-    assert found(4000, how={"shift": 0.5}).shift == pytest.approx([-0.5, -0.5], abs=0.15)
-    assert found(4000, how={"scale": 0.8}).scale == pytest.approx([1.25, 1.25], abs=0.12)
-    assert found(4000, how={"scale": 1.25}).scale == pytest.approx([0.8, 0.8], abs=0.08)
+@pytest.mark.parametrize("classifier", QUICK)
+def test_shift_and_scale_are_those_of_the_posterior(classifier: str) -> None:
+    options = {"classifier": classifier}
+    assert found(4000, how={"shift": 0.5}, **options).shift == pytest.approx([-0.5, -0.5], abs=0.15)
+    assert found(4000, how={"scale": 0.8}, **options).scale == pytest.approx([1.25, 1.25], abs=0.12)
+    assert found(4000, how={"scale": 1.25}, **options).scale == pytest.approx([0.8, 0.8], abs=0.08)
 
 
 def test_a_classifier_of_the_user_s() -> None:
@@ -116,7 +128,7 @@ GOOD: dict[str, Any] = {
         ({"x_o": torch.zeros(1, 3)}, r"`x_o`: expected shape \(3,\)"),
         ({"draws_o": torch.zeros(60, 1)}, r"`draws_o`: expected shape \(M, 2\)"),
         ({"draws_o": torch.zeros(20, 2)}, "M >= 50"),
-        ({"classifier": "forest"}, "'network', 'quadratic'"),
+        ({"classifier": "forest"}, "'network', 'quadratic', 'regression'"),
         ({"n_null": 10}, "`n_null`: expected at least 20"),
         ({"alpha": 0.0}, "`alpha`"),
         ({"names": ["a"]}, "`names`"),

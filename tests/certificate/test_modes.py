@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 from visbi.certificate import Mode, find_modes
+from visbi.certificate.modes import _joined
 
 
 def gaussians(centres: list[list[float]], shares: list[float], sd: float = 1.0) -> MixtureSameFamily:
@@ -112,3 +113,17 @@ def test_scales_of_the_axes_do_not_matter():
     plain = find_modes(z, p.log_prob)
     scaled = find_modes(z * scale, lambda y: p.log_prob(y / scale))
     assert [mode.weight for mode in scaled] == [mode.weight for mode in plain] and len(plain) == 2
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_hangs_together_is_what_scipy_says(seed: int):
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    torch.manual_seed(seed)
+    n, links = int(torch.randint(2, 300, ())), int(torch.randint(0, 400, ()))
+    i, j = torch.randint(n, (2, links))
+    graph = coo_array((torch.ones(links).numpy(), (i.numpy(), j.numpy())), shape=(n, n))
+    count, theirs = connected_components(graph, directed=False)
+    pairs = torch.stack([_joined(n, i, j), torch.as_tensor(theirs).long()])
+    assert pairs.unique(dim=1).shape[1] == count == len(pairs[0].unique())

@@ -182,6 +182,9 @@ def test_ensembles_draw_from_every_member():
     assert 0.45 < float(far.mean()) < 0.55
     assert 0.4 < float(far[:1000].mean()) < 0.6  # in random order
     assert torch.equal(draws, ensemble.sample(theta[:2], 2000, seed=0))
+    one_each = ensemble.sample(theta[:1].expand(2000, -1), 1, seed=0)[0, :, 0] > 500
+    assert 0.45 < float(one_each.float().mean()) < 0.55  # and for every theta by itself
+    assert ensemble.sample(theta[:0], 3).shape == (3, 0, 3)
 
 
 def test_ensembles_want_members_of_one_shape():

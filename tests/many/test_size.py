@@ -6,9 +6,11 @@ from torch import Tensor, nn
 
 from many_cases import X, many
 from posterior_cases import alone_and_seeded, log_p, real
+from visbi.families import named_family
 from visbi.many.rows import Probe, evaluate_each, takes_rows
-from visbi.many.size import rows_per_chunk, width
+from visbi.many.size import draw_width, rows_per_chunk, width
 from visbi.potentials import as_potential
+from visbi.priors import BoxUniform, coordinates
 
 __all__ = ["alone_and_seeded"]
 
@@ -71,3 +73,11 @@ def test_values_at_each_are_the_same_in_rows_and_alone() -> None:
     for a, b, each, x_o in zip(together, alone, theta, x, strict=True):
         torch.testing.assert_close(a, log_p(each, x_o).double())
         torch.testing.assert_close(a, b)
+
+
+def test_a_flow_counts_by_what_its_steps_keep() -> None:
+    coords = coordinates(BoxUniform(-torch.ones(3), torch.ones(3)))
+    narrow, wide = (draw_width(named_family("maf", coords, hidden_features=n)) for n in (10, 100))
+    assert 1000 < narrow < wide < 1e6
+    few, many = (rows_per_chunk(1000, 3, 100.0, 2.0**24, step=256 * each) for each in (wide, narrow))
+    assert 1 <= few < many <= 64

@@ -89,6 +89,11 @@ ADVICE = [
     (Errors(0.01, 0.01, 0.3, "ok"), "more simulations"),
     (Errors(0.01, None, 0.01, "ok"), "more simulations"),
     (Errors(0.10, None, None, "suspect"), "refine q"),
+    (Errors(0.01, 0.01, 0.01, "ok", 0.2), "nothing"),
+    (Errors(0.01, 0.01, 0.01, "ok", 0.04), "more simulations"),  # the networks agree, new runs do not
+    (Errors(0.01, 0.01, 0.01, "suspect", 0.04), "more simulations"),
+    (Errors(0.20, 0.05, 0.1, "ok", 0.04), "refine q"),
+    (Errors(0.01, 0.01, 0.01, "failed", 0.04), "refine q"),
 ]
 
 
@@ -100,6 +105,9 @@ def test_what_to_spend_on(errors: Errors, advice: str) -> None:
 def test_numbers_are_said() -> None:
     said = str(Errors(0.012, 0.234, 0.345, "corrected"))
     assert "error of q 0.012 (corrected)" in said and "likelihood 0.234" in said and "by 0.345" in said
+    assert "round before" not in said
+    tested = Errors(0.012, 0.234, 0.345, "corrected", 0.01, "it is biased (p = 0.01)")
+    assert "its runs on the likelihood of the round before: it is biased (p = 0.01)" in str(tested)
     assert "not known" in str(Errors(0.0, None, None, "ok")) and "moved" not in str(
         Errors(0.0, None, None, "ok")
     )
@@ -118,9 +126,15 @@ def test_numbers_are_said() -> None:
 def test_stops_below_its_own_error(
     q: float, likelihood: float | None, last_move: float | None, stops: bool
 ) -> None:
-    first = Errors(0.01, 0.3, None, "ok")
+    first = Errors(0.01, 0.3, None, "ok", 0.001)  # what is said of an earlier likelihood does not count
     assert bool(reason_to_stop([first, Errors(q, likelihood, last_move, "ok")])) == stops
     assert reason_to_stop([]) == ""
+
+
+@pytest.mark.parametrize(("p", "stops"), [(None, True), (0.05, True), (0.049, False)])
+def test_goes_on_while_new_runs_contradict_the_likelihood(p: float | None, stops: bool) -> None:
+    first = Errors(0.01, 0.3, None, "ok")
+    assert bool(reason_to_stop([first, Errors(0.01, 0.1, 0.05, "ok", p)])) == stops
 
 
 def test_an_earlier_round_does_not_count() -> None:

@@ -10,7 +10,16 @@ from torch import Tensor
 
 import visbi
 from visbi.estimators import TrainingOptions
-from visbi.rounds import Inference, Round, RoundProposal, infer, sequential
+from visbi.rounds import (
+    Inference,
+    Round,
+    RoundProposal,
+    infer,
+    likelihood_test,
+    reason_to_stop,
+    sequential,
+)
+from visbi.simulators import Simulations
 from visbi.simulators.zoo import linear_gaussian
 
 TASK = linear_gaussian.task()
@@ -148,24 +157,90 @@ def test_one_number_of_simulations_is_split_over_the_rounds() -> None:
 
 
 def test_stops_when_another_round_would_not_show() -> None:
-    told = tiny(simulations=(300,) * 4, stop_early=True, seed=0, options=TrainingOptions(max_epochs=1))
-    errors = [done.errors for done in told.rounds]
-    last = errors[-1]
-    if len(told.rounds) < 4:
-        assert (
-            last.moved is not None and last.moved < last.own and "less than its own error" in told.stop_reason
-        )
-    for earlier in errors[:-1]:
-        assert earlier.moved is None or earlier.moved >= earlier.own
-    spent = tiny(simulations=(300,) * 4, seed=0, options=TrainingOptions(max_epochs=1))
-    assert len(spent.rounds) == 4 and spent.stop_reason == "all simulations are spent"
-    assert len(told.rounds) < 4  # of barely trained networks the posteriors differ more than rounds move them
+    """A plain model is learnt well, but q is hardly fitted: its error hides what rounds move."""
+    well = dict(simulations=(1000, 300, 300), flow="maf", hidden_features=16, options=None)
+    told = tiny(**well, stop_early=True, seed=0)
+    errors = told.errors
+    assert len(told.rounds) == 2 and "less than its own error" in told.stop_reason
+    assert errors.moved is not None and errors.moved < errors.own and not errors.contradicted
+    assert errors.likelihood_p is not None and errors.likelihood_finding in str(told)
+
+
+def test_stop_early_can_be_turned_off() -> None:
+    barely = dict(simulations=(300, 90, 90), options=TrainingOptions(max_epochs=1), seed=0)
+    told, spent = (tiny(**barely, stop_early=early) for early in (True, False))
+    assert len(told.rounds) == 2 and "less than its own error" in told.stop_reason
+    assert len(spent.rounds) == 3 and spent.stop_reason == "all simulations are spent"
 
 
 def test_one_network_has_no_spread_and_never_stops() -> None:
     result = tiny(ensemble=1, stop_early=True, seed=0)
     assert len(result.rounds) == 3 and result.errors.likelihood is None
     assert "not known" in str(result)
+
+
+def test_the_runs_of_a_round_test_the_likelihood_of_the_one_before(fitted: Inference) -> None:
+    first, second = (done.errors for done in fitted.rounds)
+    assert first.likelihood_p is None and first.likelihood_finding == ""
+    assert second.likelihood_p is not None and second.likelihood_finding in str(fitted)
+
+
+def test_networks_that_agree_on_what_is_wrong_do_not_settle_it() -> None:
+    """Trained by steps too small to learn, networks know nothing of theta, and rounds change little."""
+    still = TrainingOptions(max_epochs=1, learning_rate=1e-12, weight_decay=0.0)
+    options = dict(simulations=(300,) * 3, options=still, seed=0)
+    result = tiny(**options, stop_early=True)
+    for done in result.rounds[1:]:
+        assert done.errors.likelihood_p is not None and done.errors.likelihood_p < 0.05
+        assert done.errors.contradicted and done.errors.spend_on == "more simulations"
+    assert len(result.rounds) == 3 and result.stop_reason == "all simulations are spent"
+    untested = [replace(done.errors, likelihood_p=None) for done in result.rounds]
+    assert any(reason_to_stop(untested[: i + 1]) for i in range(2))  # what the spread alone would have said
+
+
+def test_few_runs_test_nothing() -> None:
+    result = tiny(simulations=(100, 99, 100), seed=0)
+    known = [done.errors.likelihood_p is not None for done in result.rounds]
+    assert known == [False, False, True]
+
+
+def of_two_rounds(monkeypatch: pytest.MonkeyPatch, **options: Any) -> tuple[Inference, Simulations]:
+    """A run of two rounds, and the runs of the second that tested the likelihood of the first."""
+    seen = []
+
+    def spy(estimator, runs, theta_o, *, seed):
+        seen.append(runs)
+        return likelihood_test(estimator, runs, theta_o, n_null=20, seed=seed)
+
+    monkeypatch.setattr(sequential, "likelihood_test", spy)
+    result = tiny(seed=0, **options)
+    (runs,) = seen
+    return result, runs
+
+
+def test_of_many_runs_some_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    result, runs = of_two_rounds(monkeypatch, simulations=(100, 2100))
+    assert torch.equal(runs.x, result.simulations[1].x[::3])
+    assert torch.equal(runs.theta, result.simulations[1].theta[::3])
+
+
+def test_runs_that_are_not_usable_test_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The likelihood has not learnt from their like, and would be called wrong."""
+    result, runs = of_two_rounds(monkeypatch, simulations=(400, 300), usable=lambda x: x[:, 0] < 0.5)
+    keep = result.simulations[1].x[:, 0] < 0.5
+    assert 100 <= int(keep.sum()) < 300
+    assert torch.equal(runs.x, result.simulations[1].x[keep])
+    assert torch.equal(runs.theta, result.simulations[1].theta[keep])
+
+
+def test_the_test_changes_no_other_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_test = tiny(simulations=(100, 120, 100), seed=0)
+    monkeypatch.setattr(sequential, "FEWEST_RUNS", 10_000)
+    without = tiny(simulations=(100, 120, 100), seed=0)
+    assert with_test.errors.likelihood_p is not None and without.errors.likelihood_p is None
+    assert torch.equal(_seeded_draws(with_test), _seeded_draws(without))
+    for a, b in zip(with_test.simulations, without.simulations, strict=True):
+        assert torch.equal(a.theta, b.theta) and torch.equal(a.x, b.x)
 
 
 def test_flow_by_the_length_of_x() -> None:

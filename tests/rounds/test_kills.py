@@ -25,7 +25,9 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
     lived = in_nursery("infer", tmp_path, 24)
     assert lived["killed"] >= 24 and lived["midway"] >= 6
     assert lived["twice"] == [] and lived["lost"] == []
-    undisturbed = numbers(infer_run(None))
+    result = infer_run(None)
+    assert result.errors.likelihood_p is not None  # the test of a likelihood is among what is repeated
+    undisturbed = numbers(result)
     for folder in lived["folders"]:
         begun: list[int] = []
         assert numbers(infer_run(Path(folder), begun.append)) == undisturbed

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.distributions import Distribution, Normal, constraints
 
 import visbi.rounds.learning as learning_module
 import visbi.rounds.sequential as sequential_module
+from visbi.core.archive import read_archive, write_archive
 from visbi.core.random import seeded
 from visbi.estimators import TrainingOptions
 from visbi.posterior import VIPosterior
@@ -205,6 +207,20 @@ def test_a_damaged_file_says_so(stored: Path, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(ValueError, match=r"likelihood.visbi"):
         small(copy, never)
+
+
+def test_a_store_from_before_likelihoods_were_tested(stored: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(stored, copy)
+    path = copy / "round-01" / "round.visbi"
+    archive = read_archive(path, "round")
+    old = {name: archive.content[name] for name in ("q", "likelihood", "moved", "q_status")}
+    write_archive(path, replace(archive, content=old))
+    errors, now = small(copy, never).errors, small(stored, never).errors
+    assert (errors.likelihood_p, errors.likelihood_finding) == (None, "") and now.likelihood_p is not None
+    assert replace(now, likelihood_p=None, likelihood_finding="") == errors
 
 
 def test_a_round_s_files_can_be_used_by_themselves(stored: Path) -> None:

@@ -60,7 +60,7 @@ def find_modes(
     level = log_density(some)
     order = level.argsort(descending=True)
     some, level = some[order], level[order]
-    label = _joined(len(some), _links(some, level, log_density))
+    label = _joined(len(some), *_links(some, level, log_density))
     nearest = torch.cdist(z / z.std(0).clamp_min(1e-300), some / z.std(0).clamp_min(1e-300)).argmin(1)
     modes = []
     for which in label.unique().tolist():
@@ -73,8 +73,8 @@ def find_modes(
     return tuple(sorted(found, key=lambda mode: -mode.weight))
 
 
-def _links(z: Tensor, level: Tensor, log_density: Callable[[Tensor], Tensor]) -> list[tuple[int, int]]:
-    """Pairs (i, j < i) of draws, j denser, with no dip between."""
+def _links(z: Tensor, level: Tensor, log_density: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """Pairs i, j < i (L,) of draws, j denser, with no dip between."""
     n, d = z.shape
     y = (z - z.mean(0)) / z.std(0).clamp_min(1e-300)
     distance = torch.cdist(y, y)
@@ -90,14 +90,20 @@ def _links(z: Tensor, level: Tensor, log_density: Callable[[Tensor], Tensor]) ->
     flat[there] = lowest > torch.minimum(level[i], level[j]) - _DIP
     low = torch.arange(n, device=z.device) >= (1 - _VALLEY) * n
     flat &= ~low[:, None] | (flat.cumsum(1) == 1)
-    return list(zip(torch.where(flat)[0].tolist(), index[flat].tolist(), strict=True))
+    return torch.where(flat)[0], index[flat]
 
 
-def _joined(n: int, links: list[tuple[int, int]]) -> Tensor:
-    """Connected components, (n,) labels."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
+def _joined(n: int, i: Tensor, j: Tensor) -> Tensor:
+    """Connected components, (n,) labels, each the least index in it.
 
-    i, j = zip(*links, strict=True) if links else ((), ())
-    graph = coo_array(([1] * len(i), (list(i), list(j))), shape=(n, n))
-    return torch.as_tensor(connected_components(graph, directed=False)[1])
+    Neighbours take the lower of their labels until none changes. To import scipy's graphs for it would take
+    longer than a whole fit in a few dimensions.
+    """
+    label = torch.arange(n, device=i.device)
+    while True:
+        new = label.scatter_reduce(0, i, label[j], "amin")
+        new = new.scatter_reduce(0, j, new[i], "amin")
+        new = new[new]  # a label's own label may be lower
+        if torch.equal(new, label):
+            return label
+        label = new

@@ -23,6 +23,7 @@ from visbi.core.random import seeded
 from visbi.core.types import Seed
 from visbi.estimators.likelihood import NeuralLikelihood
 from visbi.estimators.ratio import NeuralRatio
+from visbi.estimators.rows import as_rows
 
 __all__ = ["LikelihoodEnsemble", "RatioEnsemble"]
 
@@ -88,11 +89,13 @@ class LikelihoodEnsemble(_Ensemble[NeuralLikelihood]):
     @torch.no_grad()
     def sample(self, theta: Tensor, n: int, *, seed: Seed = None) -> Tensor:
         """`n` draws of x for each theta (N, D), each from a member drawn at random: (n, N, *x_shape)."""
+        theta = as_rows("theta", theta, (self.theta_features,))
+        rows = theta.repeat(positive_int("n", n), 1)
         with seeded(seed):
-            choice = torch.randint(len(self), (positive_int("n", n),))
-            counts = torch.bincount(choice, minlength=len(self)).tolist()
-            draws = [m.sample(theta, count) for m, count in zip(self.members, counts, strict=True) if count]
-            return torch.cat(draws)[torch.randperm(n).to(theta.device)]
+            choice = torch.randint(len(self), (len(rows),)).to(rows.device)
+            drawn = [member.sample(rows[choice == k], 1)[0] for k, member in enumerate(self.members)]
+        order = torch.cat([(choice == k).nonzero()[:, 0] for k in range(len(self))])
+        return torch.cat(drawn)[order.argsort()].unflatten(0, (n, len(theta)))
 
 
 class RatioEnsemble(_Ensemble[NeuralRatio]):

@@ -54,10 +54,8 @@ def carry(
         return _carry_elementwise(layer(_tiled(context, len(x))), x, score)
     phi, pull = _masked_network(layer.hyper, x, context)
     phi = phi.unflatten(-1, (x.shape[1], -1))
-    entry = (
-        x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
-    )  # x as the entry, not by way of the network
     transform = layer.univariate(*zuko.utils.unpack(phi, layer.shapes))
+    entry = x if _is_affine(transform) else _leaf(x)  # x as the entry, not by way of the network
     y, ladj = transform.call_and_ladj(entry)
     y_phi, ladj_x, ladj_phi = _derivatives(transform, entry, phi, y, ladj)
     with torch.no_grad():
@@ -76,13 +74,22 @@ def _is_autoregressive(layer: Any) -> bool:
     return hasattr(layer, "order")
 
 
+def _is_affine(transform: Any) -> bool:
+    return isinstance(transform, zuko.transforms.MonotonicAffineTransform)
+
+
+def _leaf(x: Tensor) -> Tensor:
+    """x as a tensor of its own, by which one can differentiate."""
+    return x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+
+
 def _tiled(context: Tensor | None, n_rows: int) -> Tensor | None:
     return None if context is None else context.repeat(n_rows // len(context), 1)
 
 
 def _carry_elementwise(transform: Any, x: Tensor, score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     base = getattr(transform, "base", transform)
-    entry = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+    entry = _leaf(x)
     y, ladj = base.call_and_ladj(entry)
     ladj_x = _gradients(ladj, (entry,))[0]
     score = (score if ladj_x is None else score - ladj_x) / ladj.detach().exp()
@@ -93,7 +100,7 @@ def _derivatives(
     transform: Any, x: Tensor, phi: Tensor, y: Tensor, ladj: Tensor
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """dy/dphi (N, d, P), dladj/dx (N, d) or None for zero, and dladj/dphi (N, d, P), entry by entry."""
-    if isinstance(transform, zuko.transforms.MonotonicAffineTransform):
+    if _is_affine(transform):
         # y = exp(s) x + shift with s = a / (1 + |a| / c), so that ds/da = (1 - |s| / c)^2
         with torch.no_grad():
             slope = (1.0 + ladj.abs() / math.log(_AFFINE_SLOPE)).square()

@@ -93,3 +93,12 @@ class GaussianBody(Body):
         if self.raw_below is None:
             return self._log_prob_of(centred / self.log_diag.exp())
         return self._log_prob_of(torch.linalg.solve_triangular(self.scale_tril, centred.mT, upper=False).mT)
+
+    def score_at_draws(self, z: Tensor) -> Tensor:
+        with torch.no_grad():
+            centred = z.double() - self.loc
+            if self.raw_below is None:
+                return -centred * (-2 * self.log_diag).exp()
+            tril = self.scale_tril
+            u = torch.linalg.solve_triangular(tril, centred.mT, upper=False)
+            return -torch.linalg.solve_triangular(tril.mT, u, upper=True).mT

@@ -266,8 +266,7 @@ class Group:
 
     def doubts(self, q: Proposal, trial: Trial) -> list[list[str]]:
         """What speaks against each q beside its weights."""
-        seen = torch.maximum(self.missing(q, trial.log_z), self.missing_of_points(q, trial))
-        share = torch.maximum(seen, self.missing_where_searched(q, trial.log_z)).tolist()
+        share = torch.maximum(self.missing(q, trial.log_z), self.missing_of_points(q, trial)).tolist()
         found: list[list[str]] = [
             [
                 f"an independent exploration has seen about {100 * each / (1 + each):.1f} % of the "
@@ -300,18 +299,31 @@ class Group:
         return self.effort.look if self.effort.keep_look else 0 if self.seen is None else self.seen.z.shape[1]
 
     def missing(self, q: Proposal, log_z: Tensor) -> Tensor:
-        """(F,) share of the posterior's mass that the explorer's particles, or the look's draws where there
-        are none, say q is much too low at.
+        """(F,) share of the posterior's mass where the explorer's particles, or the look's draws where there
+        are none, and the searched draws of the prior say that q is much too low.
 
-        The particles alone are no proof: where an explorer mixes badly they sit where hardly any mass is. So
-        a mixture fitted to those that accuse q is drawn from, and the mass there is weighed.
+        Points alone are no proof: where an explorer mixes badly they sit where hardly any mass is. So a
+        mixture fitted to those that accuse q is drawn from, and Gaussians matched at the tops to which they
+        lead, and the mass there is weighed.
         """
+        share = torch.zeros_like(log_z)
+        seen = self._seen()
+        if seen is not None:
+            share = self._missing_near(*seen, q, log_z)
+        if self.gradient and self.effort.search:
+            share = torch.maximum(share, self._missing_uphill(q, log_z))
+        elif len(self.searched):
+            share = torch.maximum(share, self._missing_near(self.searched, self.found, q, log_z))
+        return share
+
+    def _seen(self) -> tuple[Tensor, Tensor] | None:
+        """Points (F, N, d) and the target at them (F, N) that are independent of q."""
         if self.seen is not None:
-            return self._missing_near(self.seen.z, self.seen.ell, q, log_z)
+            return self.seen.z, self.seen.ell
         if self.effort.keep_look:
             looked = self.pool.proposals[0][1]
-            return self._missing_near(looked.z, looked.ell, q, log_z)
-        return torch.zeros_like(log_z)
+            return looked.z, looked.ell
+        return None
 
     def _missing_near(self, z: Tensor, ell: Tensor, q: Proposal, log_z: Tensor) -> Tensor:
         """(F,) mass around those of the points z (F, N, d) that say q is much too low."""
@@ -323,17 +335,14 @@ class Group:
             share[accused] = self.only(accused).missing_at(q.of_fits(accused), local, log_z[accused])
         return share
 
-    def missing_where_searched(self, q: Proposal, log_z: Tensor) -> Tensor:
-        """(F,) the same of the draws of the prior that were searched.
-
-        They are led uphill first, for there are tails among them and slopes of narrow modes: see `uphill`.
-        """
-        if not len(self.searched):
-            return torch.zeros_like(log_z)
-        if not self.gradient:
-            return self._missing_near(self.searched, self.found, q, log_z)
-        local, there = tops(self.target, self.searched, self.found, q, log_z, by=LOW)
+    def _missing_uphill(self, q: Proposal, log_z: Tensor) -> Tensor:
+        """(F,) mass at the tops to which particles and searched draws of the prior lead: see `uphill`."""
         share = torch.zeros_like(log_z)
+        each = [points for points in (self._seen(), (self.searched, self.found)) if points and len(points[0])]
+        if not each:
+            return share
+        z, ell = (torch.cat(parts, 1) for parts in zip(*each, strict=True))
+        local, there = tops(self.target, z, ell, q, log_z, by=LOW)
         if bool(there.any()):
             local = defended(local.of_fits(there))
             share[there] = self.only(there).missing_at(q.of_fits(there), local, log_z[there])
@@ -344,15 +353,24 @@ class Group:
 
         Less what q's own draws, the trial, find there: that much their weights bring back.
         """
-        log_w = self.pool.log_w()
+        share = torch.zeros_like(trial.log_z)
+        ell = torch.cat([each.ell for _, each in self.pool.proposals], 1)
+        low = ell - q.log_prob(self.pool.z) - trial.log_z[:, None] > LOW
+        accused = low.any(1)
+        if not bool(accused.any()):
+            return share  # and what all points weigh, which is dear, need not be known
+        pool = (
+            self.pool if bool(accused.all()) else self.pool.of_fits(accused)
+        )  # the first keeps what it finds
+        log_w = pool.log_w()
         weights, log_z = log_w.softmax(1), torch.logsumexp(log_w, 1, keepdim=True) - math.log(log_w.shape[1])
-        ell = torch.cat([trial.ell for _, trial in self.pool.proposals], 1)
-        weights = weights * (ell - q.log_prob(self.pool.z) - log_z > LOW)
+        weights = weights * low[accused]
         mass, squares = weights.sum(1), weights.square().sum(1)
-        own = trial.log_w - log_z
+        own = trial.log_w[accused] - log_z
         own = torch.where(own > LOW, own.exp(), 0.0).mean(1)
         known = mass.square() > _WITNESSES * squares
-        return torch.where(known, (mass - own).clamp_min(0.0) / (1.0 - mass).clamp_min(1e-12), 0.0)
+        share[accused] = torch.where(known, (mass - own).clamp_min(0.0) / (1.0 - mass).clamp_min(1e-12), 0.0)
+        return share
 
     def missing_at(self, q: Proposal, local: Mixture, log_z: Tensor) -> Tensor:
         """(F,) mass, relative to what q has, that draws of `local` find where q is much too low."""

@@ -1,6 +1,6 @@
 r"""The one gradient loop: optimiser, trace, stopping.
 
-Stopping. The loss is noisy, so single values say little: means over windows of `_WINDOW` steps are compared.
+Stopping. The loss is noisy, so single values say little: means over windows of `WINDOW` steps are compared.
 A window improves on the best one so far if it is lower by more than the standard error of their difference
 and by more than `eps`. `_PATIENCE` windows without an improvement end the fit. The losses are in nats, so
 `eps` is not taken relative to their size: a potential shifted by a constant stops at the same step.
@@ -12,7 +12,7 @@ takes the total variation from the posterior, under forward KL, from .022 to .00
 (naf), .041 to .019 (nsf) and .037 to .023 (maf, D = 5). Means over three windows are not better where the
 loss still creeps.
 
-A step whose loss or gradient is not finite changes nothing; it is counted, and `_GIVE_UP` of them in a row
+A step whose loss or gradient is not finite changes nothing; it is counted, and `GIVE_UP` of them in a row
 end the fit.
 """
 
@@ -34,10 +34,10 @@ from visbi.objectives import Loss, reverse_kl
 
 __all__ = ["Trace", "fit_gradient", "make_optimizer", "trainable", "warm_up"]
 
-_WINDOW = 50
+WINDOW = 50
 _PATIENCE = 3
-_JUDGE = 10  # losses that decide between the last weights and their mean, within max_num_iters
-_GIVE_UP = 50
+JUDGE = 10  # losses that decide between the last weights and their mean, within max_num_iters
+GIVE_UP = 50
 _WARM_UP_LEARNING_RATE = 1e-2
 _WARM_UP_DRAWS = 64  # at least, to judge whether it is there
 _WARM_UP_DONE = 0.05  # sd of log q - log prior: the two differ by about its square, .0025 nats
@@ -134,13 +134,13 @@ def fit_gradient(
             mean.add(parameters)
             in_a_row = 0 if moved else in_a_row + 1
             skipped += not moved
-            if in_a_row >= _GIVE_UP:
-                reason = f"no finite loss or gradient for {_GIVE_UP} steps in a row"
+            if in_a_row >= GIVE_UP:
+                reason = stopped_by_nan()
                 break
-            if options.check_for_convergence and _converged(losses, options):
-                reason = f"no improvement over {_PATIENCE} windows of {_WINDOW} steps"
-                if len(losses) + _JUDGE <= options.max_num_iters:
-                    mean.settle(parameters, objective, losses[-_WINDOW:])
+            if options.check_for_convergence and converged(losses, options):
+                reason = stopped_by_convergence()
+                if len(losses) + JUDGE <= options.max_num_iters:
+                    mean.settle(parameters, objective, losses[-WINDOW:])
                 break
             steps.describe(losses)
     except BudgetReached as reached:
@@ -192,17 +192,27 @@ def _step(
     return True
 
 
-def _converged(losses: Sequence[float], options: TrainOptions) -> bool:
+def converged(losses: Sequence[float], options: TrainOptions) -> bool:
     """Whether the last `_PATIENCE` windows brought no improvement over the best before them."""
-    if len(losses) % _WINDOW or len(losses) < max((_PATIENCE + 1) * _WINDOW, options.min_num_iters):
+    if len(losses) % WINDOW or len(losses) < max((_PATIENCE + 1) * WINDOW, options.min_num_iters):
         return False
-    values = torch.tensor(losses, dtype=torch.float64).reshape(-1, _WINDOW)
+    values = torch.tensor(losses, dtype=torch.float64).reshape(-1, WINDOW)
     means = values.nanmean(1)  # skipped steps left NaN behind
     variances = (values - means[:, None]).square().nanmean(1) / (~values.isnan()).sum(1)
     best = int(means[:-_PATIENCE].argmin())
     gain = means[best] - means[-_PATIENCE:]
     noise = (variances[best] + variances[-_PATIENCE:]).sqrt()
     return bool((gain <= noise.clamp_min(options.eps)).all())
+
+
+def stopped_by_nan() -> str:
+    """Why a fit ended that met nothing but NaN."""
+    return f"no finite loss or gradient for {GIVE_UP} steps in a row"
+
+
+def stopped_by_convergence() -> str:
+    """Why a fit ended whose loss no longer fell."""
+    return f"no improvement over {_PATIENCE} windows of {WINDOW} steps"
 
 
 class _Mean:
@@ -214,7 +224,7 @@ class _Mean:
 
     @torch.no_grad()
     def add(self, parameters: Sequence[Tensor]) -> None:
-        self._count = self._count % _WINDOW + 1
+        self._count = self._count % WINDOW + 1
         for mean, p in zip(self._mean, parameters, strict=True):
             mean.lerp_(p, 1.0 / self._count)
 
@@ -226,7 +236,7 @@ class _Mean:
         settled = False
         try:
             _overwrite(parameters, self._mean)
-            here = torch.tensor([objective().value for _ in range(_JUDGE)], dtype=torch.float64)
+            here = torch.tensor([objective().value for _ in range(JUDGE)], dtype=torch.float64)
             before = torch.tensor(losses, dtype=torch.float64)
             before = before[~before.isnan()]
             noise = (here.var() / len(here) + before.var() / len(before)).sqrt()

@@ -49,6 +49,7 @@ _WIDE = 20  # dimensions beyond which the explorer is not sent after a Gaussian 
 _ENOUGH_SEEN = 10.0  # draws of the prior in effect, for each dimension, from which a mixture can be fitted
 _AGAIN = 2  # refits after a certificate that failed
 _FEW_DIMENSIONS = 4  # in which mixtures can follow tempered weights from the prior to the posterior
+_SCANT = 0.05  # of a refitted one, below which no certificate is asked for
 _BENT = 0.25  # share of a first mixture below which what a flow may fit is left to it at once
 _LITTLE = 0.5  # of a refitted one, below which a flow is tried first: what it lacks its weights cannot tell.
 # With more, a heavy tail is one point of what q misses, such as a mode, and the next refit will have it.
@@ -195,8 +196,6 @@ def _only_a_gaussian(now: Group, q: Mixture) -> Sequence[Group]:
     if not bool(missed.all()):
         missed = missed | (now.missing(wide, log_z) > FEW)
     if not bool(missed.all()):
-        missed = missed | (now.missing_where_searched(wide, log_z) > FEW)
-    if not bool(missed.all()):
         missed = missed | (now.missing_at(wide, defended(_other_gaussians(now)), log_z) > FEW)
     now.tell(missed, "a Gaussian missed other modes")
     rest, alone = now.parts(missed)
@@ -308,7 +307,8 @@ def _refitted(now: Group, q: Mixture, trial: Trial) -> tuple[Mixture, Trial]:
 
 def _certified_mixture(now: Group, q: Mixture, trial: Trial, *, again: int) -> Sequence[Group]:
     """So many times again, with the draws of a failed certificate, and what accused q, among the points."""
-    hopeless = (trial.share < 0.05) | ((trial.khat >= UNSOUND) & (trial.share < _LITTLE))
+    whole = now.where(lambda record: record.modes == 1)  # of several, a heavy tail may be one that q lacks
+    hopeless = (trial.share < _SCANT) | (whole & (trial.khat >= UNSOUND) & (trial.share < _LITTLE))
     now.tell(hopeless, lambda i: f"a mixture had {trial.numbers(i)}")
     over, others = now.parts(hopeless)
     rest = [] if over is None else [over]

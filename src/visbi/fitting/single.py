@@ -1,5 +1,6 @@
 """A fit to one observation: place q, then follow the gradient of the chosen divergence."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +22,7 @@ from visbi.fitting.target import Target, log_standard_normal
 from visbi.objectives import Loss, forward_kl, importance_weighted, renyi, reverse_kl
 from visbi.priors.transforms import Coordinates
 
-__all__ = ["Problem", "fit_single"]
+__all__ = ["Problem", "fit_single", "placed_alike"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,21 @@ def fit_single(
     objective = partial(_objective(method, options), family, _within_budget(problem.log_p, options))
     trace = fit_gradient(family, objective, optimizer, scheduler, options)
     return SingleFit(family, None, trace, options, method, optimizer, scheduler)
+
+
+def placed_alike(family: LinkedFamily, problem: Problem, options: TrainOptions, n: int) -> list[LinkedFamily]:
+    """Fresh families for n fits of one make, each where `init` says it starts.
+
+    Args:
+        family: what they are like.
+        problem: the prior and the coordinates of all; its potential is not looked at.
+        options: see `TrainOptions`; of `init`, "prior" or draws: the same place for all.
+        n: how many.
+    """
+    first = _place(family.fresh(), problem, options)
+    assert isinstance(first, LinkedFamily)
+    shared = {id(first.coords): first.coords}
+    return [first, *(copy.deepcopy(first, dict(shared)) for _ in range(n - 1))]
 
 
 def _within_budget(log_p: LogDensity, options: TrainOptions) -> LogDensity:

@@ -19,12 +19,13 @@ from torch.distributions import Distribution
 from visbi.core.checks import non_negative_int, positive, positive_int, violation
 from visbi.core.parallel import check_workers, in_parallel
 from visbi.core.random import fresh_seed, seeded, spawn_seeds
+from visbi.families.base import Family
 from visbi.fitting.auto import CONCERNS_AUTO, idle_options
 from visbi.fitting.config import TrainOptions
 from visbi.many.posteriors import Posteriors
 from visbi.many.record import NOT_YET, Record, no_fit
 from visbi.many.rows import Probe, probe, takes_rows
-from visbi.many.size import rows_per_chunk, width
+from visbi.many.size import draw_width, rows_per_chunk, width
 from visbi.many.store import FitStore, fingerprint, read_fits_manifest
 from visbi.many.work import Job, records_of, run_chunk
 from visbi.posterior import VIPosterior
@@ -180,7 +181,11 @@ def _rows(job: Job, tried: Probe, n_obs: int, chunk_size: int | None, memory: fl
     theta, x = tried.theta[tried.answered], tried.x[tried.answered]
     x = x if job.in_rows else job.observations(x)[0]
     wide = width(job.template.potential_fn, theta, x, in_rows=job.in_rows)
-    return rows_per_chunk(n_obs, job.template.coordinates.dim_theta, wide, memory)
+    step = None
+    if job.side_by_side and not job.template.automatic:
+        assert isinstance(job.template.q, Family)
+        step = job.options.n_particles * (draw_width(job.template.q) + wide)
+    return rows_per_chunk(n_obs, job.template.coordinates.dim_theta, wide, memory, step=step)
 
 
 # -- the run ------------------------------------------------------------------------------------------------

@@ -6,11 +6,16 @@ the gradient is that of half the variance of log w (Richter et al. 2020), which 
 leave-one-out baseline.
 """
 
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
 from visbi.core.types import LogDensity
 from visbi.families.base import Family
 from visbi.objectives.particles import Loss, choice_term, draw_particles
 
-__all__ = ["reverse_kl"]
+__all__ = ["reverse_kl", "reverse_kl_rows"]
 
 
 def reverse_kl(family: Family, log_p: LogDensity, n: int, *, stick_the_landing: bool = True) -> Loss:
@@ -42,3 +47,36 @@ def reverse_kl(family: Family, log_p: LogDensity, n: int, *, stick_the_landing: 
     through = particles.through_path() if path else particles.through_all()
     surrogate = choice_term(particles) - through.sum() / max(len(log_w), 1)
     return Loss(surrogate, value, particles.excluded)
+
+
+def reverse_kl_rows(
+    log_p: Callable[[Tensor], Tensor], theta: Tensor, log_q: Tensor, log_q_path: Tensor, choice: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same of F q side by side, each with draws and a potential of its own, sticking the landing.
+
+    Args:
+        log_p: (F, N, D) -> (F, N), each row by its own potential.
+        theta: draws (F, N, D), with their gradient.
+        log_q, log_q_path, choice: as in `Draws`, (F, N).
+
+    Returns:
+        Surrogates (F,), losses (F,), NaN where no draw counts, and how many do not count (F,).
+
+    >>> theta = torch.zeros(2, 3, 1)
+    >>> flat = torch.zeros(2, 3)
+    >>> less = torch.tensor([[1.0], [torch.inf]])
+    >>> reverse_kl_rows(lambda theta: theta[..., 0] - less, theta, flat, flat, None)[1:]
+    (tensor([1., nan]), tensor([0, 3]))
+    """
+    values = log_p(theta).to(log_q)
+    valid = torch.isfinite(values.detach()) & torch.isfinite(log_q.detach())
+    if not bool(valid.all()):  # as in `draw_particles`: an inf may have a gradient of NaN
+        values = log_p(torch.where(valid[..., None], theta, theta.detach())).to(log_q)
+    count = valid.sum(1)
+    log_w = torch.where(valid, (values - log_q).detach(), 0.0)
+    mean = torch.where(count > 0, log_w.sum(1) / count, torch.nan)
+    surrogate = -torch.where(valid, values - log_q_path, 0.0).sum(1) / count.clamp_min(1)
+    if choice is not None:
+        off = torch.where(valid, log_w - mean[:, None], 0.0)
+        surrogate = surrogate - (off * torch.where(valid, choice, 0.0)).sum(1) / (count.clamp_min(2) - 1)
+    return surrogate, -mean, theta.shape[1] - count

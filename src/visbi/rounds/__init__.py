@@ -6,7 +6,7 @@ judge, and `reason_to_stop` says when it is enough.
 """
 
 from visbi.rounds.errors import Errors, error_of_q, likelihood_spread, moved
-from visbi.rounds.local import likelihood_test
+from visbi.rounds.local import LikelihoodTest, likelihood_test
 from visbi.rounds.proposal import RoundProposal, TruncatedPrior
 from visbi.rounds.result import Inference, Round
 from visbi.rounds.sequential import infer
@@ -15,6 +15,7 @@ from visbi.rounds.stopping import reason_to_stop
 __all__ = [
     "Errors",
     "Inference",
+    "LikelihoodTest",
     "Round",
     "RoundProposal",
     "TruncatedPrior",

@@ -13,7 +13,11 @@ likelihood   how far the posteriors of an ensemble's networks p_k are from that 
 
 The networks differ by their seeds: their first weights, the order of the batches, and which runs are held out
 (Lakshminarayanan, Pritzel, Blundell: Simple and scalable predictive uncertainty estimation using deep
-ensembles. NeurIPS 2017). What they all get wrong in the same way is not seen; `local` tests for that.
+ensembles. NeurIPS 2017). What they all get wrong in the same way is not seen: the spread is a lower bound.
+
+So each round's runs, before they are learnt from, test the likelihood of the round before (`local`). Where
+they contradict it, the networks had agreed on what is wrong. Whether they agree on better now only further
+runs can tell: the likelihood may not pass as known, however small its spread.
 """
 
 import math
@@ -22,6 +26,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from visbi.certificate.ranks import ALPHA
 from visbi.certificate.weights import total_variation, unseen_mass
 from visbi.estimators import LikelihoodEnsemble
 from visbi.posterior import VIPosterior
@@ -45,30 +50,46 @@ class Errors:
             network, where it is not known.
         moved: between this posterior and that of the round before; None in the first.
         q_status: of the certificate of q.
+        likelihood_p: p-value that the likelihood of the round before is the simulator's, from this round's
+            runs at one theta; None in the first round, and with fewer than 100 runs.
+        likelihood_finding: what that test found, as a sentence.
     """
 
     q: float
     likelihood: float | None
     moved: float | None
     q_status: str
+    likelihood_p: float | None = None
+    likelihood_finding: str = ""
+
+    @property
+    def contradicted(self) -> bool:
+        """Whether this round's runs reject the likelihood of the round before, at the level .05."""
+        return self.likelihood_p is not None and self.likelihood_p < ALPHA
 
     @property
     def own(self) -> float:
-        """The larger of both errors."""
+        """The larger of both errors, as far as they can be seen."""
         return max(self.q, self.likelihood or 0.0)
 
     @property
     def spend_on(self) -> str:
         """ "more simulations", "refine q", or "nothing" where both errors are too small to be seen.
 
+        A likelihood that new runs contradict asks for more simulations, unless q has failed or its own error
+        is the larger one that can be seen: that is mended without any.
+
         >>> Errors(q=0.01, likelihood=0.12, moved=0.2, q_status="corrected").spend_on
         'more simulations'
         """
-        if self.q_status == "failed" or self.q > max(_SMALL, self.likelihood or 0.0):
+        likelihood = self.likelihood or 0.0
+        if self.q_status == "failed" or self.q > max(_SMALL, likelihood):
             return REFINE_Q
-        if self.q_status == "suspect" and (self.likelihood or 0.0) <= _SMALL:
+        if self.contradicted:
+            return MORE_SIMULATIONS
+        if self.q_status == "suspect" and likelihood <= _SMALL:
             return REFINE_Q
-        if self.likelihood is not None and self.likelihood <= _SMALL and (self.moved or 0.0) <= _SMALL:
+        if self.likelihood is not None and likelihood <= _SMALL and (self.moved or 0.0) <= _SMALL:
             return ENOUGH
         return MORE_SIMULATIONS
 
@@ -80,6 +101,8 @@ class Errors:
         ]
         if self.moved is not None:
             lines.append(f"the last round moved the posterior by {self.moved:.3f}")
+        if self.likelihood_p is not None:
+            lines.append(f"its runs on the likelihood of the round before: {self.likelihood_finding}")
         lines.append(f"spend next on: {self.spend_on}")
         return "\n".join(lines)
 

@@ -12,7 +12,7 @@ most of a standardised theta in a corner.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from visbi.priors.blocks import UniformBlock
 from visbi.priors.transforms import Coordinates
 from visbi.simulators import Simulations
 
-__all__ = ["Learning", "learning_set"]
+__all__ = ["Learning", "learning_set", "usable_runs"]
 
 _MIN_KEPT = 50
 _FEW_ENTRIES = 16  # of x, up to which splines are affordable
@@ -102,10 +102,27 @@ def learning_set(
         raise ValueError(violation("simulations", f"at least {_MIN_KEPT} successful runs", len(theta)))
     if usable is None:
         return theta, x
+    keep = _kept(usable, x)
+    if int(keep.sum()) < _MIN_KEPT:
+        raise ValueError(violation("usable", f"to keep at least {_MIN_KEPT} runs", int(keep.sum())))
+    return theta[keep], x[keep]
+
+
+def usable_runs(runs: Simulations, usable: Callable[[Tensor], Tensor] | None) -> Simulations:
+    """Those runs that a likelihood would learn from.
+
+    Raises:
+        ValueError: a `usable` that does not return one bool for each.
+    """
+    if usable is None:
+        return runs
+    keep = _kept(usable, runs.x)
+    return replace(runs, theta=runs.theta[keep], x=runs.x[keep])
+
+
+def _kept(usable: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     keep = usable(x)
     if not isinstance(keep, Tensor) or keep.dtype != torch.bool or keep.shape != x.shape[:1]:
         got = f"{keep.dtype} {tuple(keep.shape)}" if isinstance(keep, Tensor) else type(keep).__name__
         raise ValueError(violation("usable", f"to return a bool tensor of shape ({len(x)},)", got))
-    if int(keep.sum()) < _MIN_KEPT:
-        raise ValueError(violation("usable", f"to keep at least {_MIN_KEPT} runs", int(keep.sum())))
-    return theta[keep], x[keep]
+    return keep

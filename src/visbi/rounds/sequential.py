@@ -6,7 +6,8 @@ r"""From a simulator to a certified posterior: sequential neural likelihood with
    Sterratt, Murray: Sequential neural likelihood. AISTATS 2019), so all runs serve as they are.
 3. Fit q to the posterior that follows, from the q before and from a fresh exploration, and certify it
    (Glöckler, Deistler, Macke: Variational methods for simulation-based inference. ICLR 2022).
-4. Weigh both errors (`errors`) and stop if another round would not show (`stopping`).
+4. Weigh both errors (`errors`), test the likelihood of the round before by the runs of this one (`local`),
+   and stop if another round would not show (`stopping`).
 
 Where x_o is foreign to most of the prior's runs, the first likelihood is wrong in places, and the rounds mend
 it: what it makes too much of is simulated next. On lynx and hare, whose prior is wide, the worst mean was off
@@ -16,6 +17,7 @@ runs (three seeds).
 """
 
 import copy
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -34,7 +36,8 @@ from visbi.posterior import VIPosterior
 from visbi.potentials import LikelihoodPotential
 from visbi.priors import as_prior, coordinates
 from visbi.rounds.errors import Errors, error_of_q, likelihood_spread, moved
-from visbi.rounds.learning import Learning, learning_set
+from visbi.rounds.learning import Learning, learning_set, usable_runs
+from visbi.rounds.local import FEWEST_RUNS, likelihood_test, place_to_test
 from visbi.rounds.proposal import RoundProposal
 from visbi.rounds.result import Inference, Round
 from visbi.rounds.stopping import reason_to_stop
@@ -44,6 +47,7 @@ from visbi.simulators import Simulations, simulate
 __all__ = ["infer"]
 
 _JUDGED = 4096  # draws of a posterior at which its likelihood is judged
+_TESTED = 1000  # runs of a round that test a likelihood, at most: more cost more and find what is too small
 _OF_A_NAMED_Q = {"init": "explore", "max_num_iters": 500}
 _SEEDS = 4  # of a round: simulate, learn, fit, judge
 
@@ -83,7 +87,8 @@ def infer(
         q: the family of the posterior; "auto" finds one, and corrects its draws.
         prior_share: share of later rounds that tests the rest of what the posterior has not ruled out.
         stop_early: end before all simulations are spent if another round would move the posterior by less
-            than its own error; needs an `ensemble`.
+            than its own error, and this round's runs do not contradict the likelihood of the one before;
+            needs an `ensemble`.
         usable: x (N, ...) -> (N,) bool: runs the likelihood is learnt from. Leave out only what is so far
             from x_o that no theta of interest produces it; None keeps all.
         flow, num_transforms, hidden_features: of the likelihood: "nsf", "maf" or "auto", which takes splines
@@ -223,6 +228,7 @@ def _round(
     if finished is None:
         posterior = _fitted(plan, learnt, x_o, before, seeds[2])
         errors = _judged(posterior, learnt, x_o, before, seeds[3])
+        errors = _tested(errors, usable_runs(runs[-1], plan.usable), x_o, before, seeds[3])
         if store is not None:
             store.save_round(number, posterior, asdict(errors))
     else:
@@ -262,6 +268,21 @@ def _judged(
         else moved(before.posterior.potential_fn, posterior.potential_fn, theta, x_o),
         q_status=posterior.report.status,
     )
+
+
+def _tested(errors: Errors, runs: Simulations, x_o: Tensor, before: Round | None, seed: int) -> Errors:
+    """`errors` with what new runs say of the likelihood of the round before, which has not learnt from them.
+
+    Its seed comes from that of judging, so that no other draw is changed.
+    """
+    if before is None or len(runs) < FEWEST_RUNS:
+        return errors
+    some = slice(None, None, math.ceil(len(runs) / _TESTED))
+    runs = replace(runs, theta=runs.theta[some], x=runs.x[some])
+    theta_o = place_to_test(before.posterior.potential_fn, runs.theta, x_o)
+    (own,) = spawn_seeds(seed, 1)
+    test = likelihood_test(before.likelihood.estimator, runs, theta_o, seed=own)
+    return replace(errors, likelihood_p=test.p_value, likelihood_finding=str(test))
 
 
 def _counts(simulations: int | Sequence[int], rounds: int) -> tuple[int, ...]:

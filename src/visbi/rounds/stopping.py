@@ -14,6 +14,9 @@ def reason_to_stop(errors: Sequence[Errors]) -> str:
     from and nearer to the answer, will move it less. If that was less than the posterior's own error, the
     larger of q's and the likelihood's, the next one cannot be told from none.
 
+    Not so if the round's runs contradict the likelihood that they were drawn for: then its error was more
+    than the ensemble shows, and whether the new likelihood is better the next round's runs tell.
+
     Args:
         errors: of the rounds so far.
 
@@ -25,7 +28,7 @@ def reason_to_stop(errors: Sequence[Errors]) -> str:
     if not errors:
         return ""
     last = errors[-1]
-    if last.moved is None or last.likelihood is None or last.moved >= last.own:
+    if last.moved is None or last.likelihood is None or last.moved >= last.own or last.contradicted:
         return ""
     return (
         f"the last round moved the posterior by {last.moved:.3f}, less than its own error of {last.own:.3f}"
