@@ -25,7 +25,8 @@ def test_examples_with_sbi(tmp_path, monkeypatch, capsys) -> None:
     assert len(blocks(with_sbi=True)) == 3
     assert (names["samples"].mean(0) - names["x_o"]).abs().max() < 0.15
     assert (names["samples"].std(0) - 0.3).abs().max() < 0.1
-    assert names["posterior"].report.status == "ok" and "k-hat" in capsys.readouterr().out
+    # the status hangs on k-hat, which for a flow's tail differs between processors
+    assert names["posterior"].report.total_variation < 0.05 and "k-hat" in capsys.readouterr().out
     assert names["ranks"].shape == (100, 2)
 
 
