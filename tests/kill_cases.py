@@ -46,7 +46,9 @@ def in_nursery(case: str, folder: Path, kills: int) -> dict[str, Any]:
         "PYTHONPATH": path,
         "OMP_NUM_THREADS": "1",
     }  # a fork would not survive more threads
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=900
+    )  # a child that hangs is a failure, not a reason to wait
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

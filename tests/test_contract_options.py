@@ -587,7 +587,7 @@ def test_what_an_automatic_fit_shows_and_says(later: bool, monkeypatch: pytest.M
     said: list[str] = []
 
     class Bar:
-        def __init__(self, **_: Any) -> None:
+        def __init__(self, steps: None, **_: Any) -> None:
             said.append("made")
 
         def set_description_str(self, text: str) -> None:

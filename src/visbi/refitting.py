@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from visbi.core.checks import finite_tensor, violation
+from visbi.core.progress import Progress
 from visbi.core.types import Shape
 from visbi.fitting.config import TrainOptions
 from visbi.many import fit_many
@@ -112,8 +112,8 @@ class RefittingPosterior:
         if self.posterior.automatic and x.ndim == 2:
             self._fit_together(finite_tensor("x", x), show_progress_bars)
             show_progress_bars = False
-        each = tqdm(x, desc="Fitting q to each observation", disable=not show_progress_bars)
-        return torch.stack([self.sample(sample_shape, row) for row in each], dim=-2)
+        with Progress(show_progress_bars, x, desc="Fitting q to each observation") as each:
+            return torch.stack([self.sample(sample_shape, row) for row in each], dim=-2)
 
     def _fit_together(self, x: Tensor, show_progress_bars: bool) -> None:
         """Fit those of x (num_obs, K) that are new; what cannot be fitted is left to raise by itself."""

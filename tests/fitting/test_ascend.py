@@ -211,8 +211,17 @@ def test_options_are_checked(name, value):
 
 def test_progress_bar(monkeypatch):
     shown = []
-    monkeypatch.setattr("tqdm.auto.tqdm", lambda steps, **_: shown.append(len(steps)) or steps)
+
+    class Bar(list):
+        def __init__(self, steps, **_):
+            super().__init__(steps)
+            shown.append(len(steps))
+
+        def close(self):
+            shown.append("closed")
+
+    monkeypatch.setattr("tqdm.auto.tqdm", Bar)
     climbed(box(2), hill([0.0, 0.0]), num_iter=7)
     assert shown == []
     climbed(box(2), hill([0.0, 0.0]), num_iter=7, show_progress_bars=True)
-    assert shown == [7]
+    assert shown == [7, "closed"]

@@ -345,8 +345,8 @@ def test_progress_bar(monkeypatch):
         def __iter__(self):
             return iter(self.steps)
 
-        def set_postfix(self, loss, refresh):
-            self.shown.append(loss)
+        def set_postfix_str(self, text, refresh):
+            self.shown.append(text)
 
         def close(self):
             self.closed += 1
@@ -356,7 +356,7 @@ def test_progress_bar(monkeypatch):
     run(toy, scripted(toy, range(30)), max_num_iters=30)
     assert Bar.bars == []
     run(toy, scripted(toy, range(30)), max_num_iters=30, show_progress_bar=True)
-    assert Bar.bars[0].closed == 1 and Bar.bars[0].shown == ["4.500", "14.500", "24.500"]
+    assert Bar.bars[0].closed == 1 and Bar.bars[0].shown == ["loss=4.500", "loss=14.500", "loss=24.500"]
     with pytest.raises(StopIteration):
         run(toy, scripted(toy, range(3)), max_num_iters=30, show_progress_bar=True)
     assert Bar.bars[1].closed == 1

@@ -14,14 +14,14 @@ Every epoch runs under a seed of its own, derived from the one before, so that a
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from visbi.core.checks import violation
+from visbi.core.progress import Progress
 from visbi.core.random import fresh_seed, seeded, spawn_seeds
 from visbi.core.types import Seed
 from visbi.estimators.training_state import TrainingOptions, TrainingState, TrainingTrace
@@ -73,11 +73,12 @@ def train(
     (3, 'max_epochs')
     """
     run = _Run(module, loss, data, options, weights, _start(data[0].shape[0], seed, resume))
-    with _progress_bar(show_progress_bar, description) as tick:
+    with Progress(show_progress_bar, desc=description, unit=" epochs") as bar:
         try:
             while not (reason := _stop_reason(run.trace, options)):
                 run.epoch()
-                tick(run.trace)
+                bar.note(f"held_out={run.trace.validation[-1]:.4g}, best={run.trace.best_loss:.4g}")
+                bar.update()
         except KeyboardInterrupt:
             if not run.best:
                 raise
@@ -230,22 +231,3 @@ def _cloned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _set(parameters: dict[str, nn.Parameter], values: dict[str, Tensor]) -> None:
     for name, parameter in parameters.items():
         parameter.copy_(values[name])
-
-
-@contextmanager
-def _progress_bar(show: bool, description: str) -> Iterator[Callable[[TrainingTrace], None]]:
-    """A function to call after each epoch."""
-    if not show:
-        yield lambda trace: None
-        return
-    from tqdm.auto import tqdm
-
-    with tqdm(desc=description, unit=" epochs") as bar:
-
-        def tick(trace: TrainingTrace) -> None:
-            bar.set_postfix(
-                held_out=f"{trace.validation[-1]:.4g}", best=f"{trace.best_loss:.4g}", refresh=False
-            )
-            bar.update()
-
-        yield tick

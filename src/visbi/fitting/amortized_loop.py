@@ -13,12 +13,12 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from visbi.core.progress import Progress
 from visbi.families.conditional import ConditionalFamily
 from visbi.fitting.amortized_config import AmortizedOptions
 from visbi.fitting.amortized_objectives import Objective, Part
@@ -42,37 +42,39 @@ def descend(family: ConditionalFamily, objective: Objective, options: AmortizedO
     optimizer = torch.optim.Adam(parameters, lr=options.learning_rate, fused=fused)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, options.gamma)
     average = _Average(parameters, objective.averaging)
-    progress = _Progress(family, _held_out(family, objective))
+    record = _Record(family, _held_out(family, objective))
     reason = f"reached max_num_iters = {options.max_num_iters}"
-    bar = _bar(options)
+    steps = range(options.max_num_iters)
+    bar = Progress(options.show_progress_bar, steps, desc="Fitting q(theta | x)", leave=False)
     try:
         for _ in bar:
             family.train()
-            progress.begin()
+            record.begin()
             for parts in objective.steps():
                 taken = _step(parts, parameters, optimizer, options.clip_value)
-                progress.step(taken)
+                record.step(taken)
                 if taken.moved:
                     average.update()
-            if progress.moved:
+            if record.moved:
                 scheduler.step()
             with average.in_place():
-                progress.end(_held_out(family, objective))
-            if progress.since_best >= options.stop_after_iters:
+                record.end(_held_out(family, objective))
+            if record.since_best >= options.stop_after_iters:
                 patience = f"stop_after_iters = {options.stop_after_iters} {objective.iterations}"
                 reason = f"no lower held-out loss for {patience}"
                 break
-            if progress.skipped_in_a_row >= _GIVE_UP:
+            if record.skipped_in_a_row >= _GIVE_UP:
                 reason = f"no finite loss or gradient for {_GIVE_UP} steps in a row"
                 break
     except KeyboardInterrupt:
         reason = INTERRUPTED
     finally:
-        progress.restore()
-    return progress.trace(reason)
+        bar.close()
+        record.restore()
+    return record.trace(reason)
 
 
-class _Progress:
+class _Record:
     """Losses so far and the best weights."""
 
     def __init__(self, family: ConditionalFamily, start: float) -> None:
@@ -187,11 +189,3 @@ def _step(
     if moved:
         optimizer.step()
     return _Taken(value, excluded, moved)
-
-
-def _bar(options: AmortizedOptions) -> Any:
-    if not options.show_progress_bar:
-        return range(options.max_num_iters)
-    from tqdm.auto import tqdm
-
-    return tqdm(range(options.max_num_iters), desc="Fitting q(theta | x)", leave=False)

@@ -1,6 +1,5 @@
 """`q="auto"`: from a potential to a family, its certificate and weighted draws, by the ladder."""
 
-from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import Tensor
 from visbi.certificate.correction import WeightedDraws
 from visbi.certificate.modes import find_modes
 from visbi.core.checks import violation
+from visbi.core.progress import Progress
 from visbi.families.base import Body, LinkedFamily
 from visbi.families.blend import BlendBody
 from visbi.families.mixture import MixtureBody
@@ -67,8 +67,10 @@ def fit_auto(problem: Problem, x: Tensor | None, options: TrainOptions, *, earli
     """
     budget = Budget(options.max_potential_evals, options.max_seconds)
     target = Target(problem.log_p, problem.coords, budget)
-    with _saying(options.show_progress_bar) as say:
-        answer = climb(target, start=starting(problem.coords, options.init, earlier), say=say)
+    start = starting(problem.coords, options.init, earlier)
+    how = {"desc": "Fitting", "bar_format": "{desc} [{elapsed}]", "leave": False}
+    with Progress(options.show_progress_bar, **how) as bar:
+        answer = climb(target, start=start, say=lambda what: bar.title(f"Fitting: {what}"))
     return fit_of(
         problem.coords,
         answer,
@@ -145,25 +147,3 @@ def _modes(problem: Problem, answer: Answer) -> Any:
         return ()
     z = draws.resampled(_MODE_DRAWS)
     return find_modes(z, lambda z: answer.q.log_prob(z[None])[0], lambda z: problem.coords.to_theta(z)[0])
-
-
-class _saying:  # noqa: N801  (reads as a function)
-    """What the ladder is doing, shown in a line where that is wanted."""
-
-    def __init__(self, show: bool) -> None:
-        self._bar: Any = None
-        if show:
-            from tqdm.auto import tqdm
-
-            self._bar = tqdm(desc="Fitting", bar_format="{desc} [{elapsed}]", leave=False)
-
-    def __enter__(self) -> Callable[[str], None]:
-        return self._say
-
-    def _say(self, what: str) -> None:
-        if self._bar is not None:
-            self._bar.set_description_str(f"Fitting: {what}")
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()

@@ -31,7 +31,12 @@ _ESS = 0.5
 _LEAPFROG = 5
 _ACCEPTANCE = 0.8
 _WALK_ACCEPTANCE = 0.234
-_MIN_MOVES, _MAX_MOVES, _MAX_WALKS = 1, 12, 40
+_MAX_MOVES, _MAX_WALKS = 12, 40
+_MIN_MOVES = 2  # with one, what comes after the explorer has more to mend and takes longer
+_FIRST_MOVES, _FIRST = (
+    1,
+    0.01,
+)  # but below this temperature, where priors far too wide spend most of their steps
 _CORRELATION = 0.5  # moves go on until lag-one correlation falls below
 _STALLED = 0.08  # or falls by less than this in a round
 _MAX_TEMPERATURES = 200
@@ -233,13 +238,14 @@ class _Moves:
         scale, start = _root(_covariance(now.z)), now.z
         most = _MAX_MOVES if self.gradient else _MAX_WALKS
         least = _STALLED if self.gradient else _STALLED / _LEAPFROG
+        enough = _FIRST_MOVES if float(beta.max()) < _FIRST else _MIN_MOVES
         before = 1.0
         for done in range(1, most + 1):
             now = self.round(now, beta, scale)
             self.adapt()
             correlation = float(_correlation(start, now.z).max())
             # between modes that are far apart particles do not move, and more rounds would not change that
-            if done >= _MIN_MOVES and (correlation < _CORRELATION or before - correlation < least):
+            if done >= enough and (correlation < _CORRELATION or before - correlation < least):
                 break
             before = correlation
         return now

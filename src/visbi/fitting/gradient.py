@@ -19,13 +19,14 @@ end the fit.
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from visbi.core.progress import Progress
 from visbi.core.types import LogDensity
 from visbi.families.base import Family
 from visbi.fitting.budget import BudgetReached
@@ -120,7 +121,8 @@ def fit_gradient(
     skipped = excluded = in_a_row = 0
     cut_short = False
     reason = f"reached max_num_iters = {options.max_num_iters}"
-    steps = _progress(options.max_num_iters, options.show_progress_bar)
+    show = options.show_progress_bar
+    steps = Progress(show, range(options.max_num_iters), desc="Fitting q", leave=False)
     advance = _advance(scheduler)
     mean = _Mean(parameters)
     try:
@@ -142,7 +144,8 @@ def fit_gradient(
                 if len(losses) + JUDGE <= options.max_num_iters:
                     mean.settle(parameters, objective, losses[-WINDOW:])
                 break
-            steps.describe(losses)
+            if len(losses) % 10 == 0:
+                steps.note(f"loss={sum(losses[-10:]) / 10:.3f}")
     except BudgetReached as reached:
         reason, cut_short = str(reached), True
     except KeyboardInterrupt:
@@ -250,26 +253,3 @@ class _Mean:
 def _overwrite(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     for p, value in zip(parameters, values, strict=True):
         p.copy_(value)
-
-
-class _progress:  # noqa: N801  (reads as a function)
-    """Steps with an optional tqdm bar; tqdm is imported only where a bar is shown."""
-
-    def __init__(self, total: int, show: bool) -> None:
-        self._steps: Any = range(total)
-        self._bar: Any = None
-        if show:
-            from tqdm.auto import tqdm
-
-            self._steps = self._bar = tqdm(range(total), desc="Fitting q", leave=False)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._steps)
-
-    def describe(self, losses: Sequence[float]) -> None:
-        if self._bar is not None and len(losses) % 10 == 0:
-            self._bar.set_postfix(loss=f"{sum(losses[-10:]) / 10:.3f}", refresh=False)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()

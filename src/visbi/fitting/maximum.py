@@ -5,12 +5,11 @@ keep the ascent inside the support. Where the maximum lies on a bound the ascent
 go to infinity there; so at its end every coordinate that is far out is tried at the end of its range.
 """
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor
 
 from visbi.core.checks import positive, positive_int
+from visbi.core.progress import Progress
 from visbi.core.types import LogDensity
 from visbi.priors.transforms import Coordinates
 
@@ -63,8 +62,9 @@ def ascend(
         z = _inside(coords, best).requires_grad_()
     top, top_value = best[0].detach().clone(), float(values.max())
     optimizer = torch.optim.Adam([z], lr=learning_rate)
+    steps = Progress(show_progress_bars, range(num_iter), desc="Climbing", leave=False)
     try:
-        for step in _steps(num_iter, show_progress_bars):
+        for step in steps:
             theta = coords.to_theta(z)[0]
             values = log_p(theta)
             if step % save_best_every == 0:
@@ -80,6 +80,8 @@ def ascend(
             top, top_value = _onto_bounds(log_p, coords, top, top_value)
     except KeyboardInterrupt:
         pass
+    finally:
+        steps.close()
     return top, top_value
 
 
@@ -118,11 +120,3 @@ def _better(theta: Tensor, values: Tensor, top: Tensor, top_value: float) -> tup
     if float(values[index]) > top_value:
         return theta[index].detach().clone(), float(values[index])
     return top, top_value
-
-
-def _steps(total: int, show: bool) -> Iterable[int]:
-    if not show:
-        return range(total)
-    from tqdm.auto import tqdm
-
-    return tqdm(range(total), desc="Climbing", leave=False)

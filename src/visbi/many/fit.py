@@ -18,6 +18,7 @@ from torch.distributions import Distribution
 
 from visbi.core.checks import non_negative_int, positive, positive_int, violation
 from visbi.core.parallel import check_workers, in_parallel
+from visbi.core.progress import Progress
 from visbi.core.random import fresh_seed, seeded, spawn_seeds
 from visbi.families.base import Family
 from visbi.fitting.auto import CONCERNS_AUTO, idle_options
@@ -201,19 +202,14 @@ def _run(
     show_progress_bar: bool,
 ) -> list[Record]:
     """The records of all observations: from the store where it has them, else fitted now."""
-    from tqdm.auto import tqdm
-
     done = {i: r for i in range(len(seeds)) if store is not None and (r := store.load(i)) is not None}
     todo = [i for i in range(len(seeds)) if i not in done]
     array = x.cpu().numpy()
     tasks = ((i, job, array[i * rows : (i + 1) * rows], seeds[i]) for i in todo)
     failed = sum(not record.has_fit for records in done.values() for record in records)
     with (
-        tqdm(
-            total=len(x),
-            initial=sum(map(len, done.values())),
-            desc="fitting",
-            disable=not show_progress_bar,
+        Progress(
+            show_progress_bar, total=len(x), initial=sum(map(len, done.values())), desc="fitting"
         ) as bar,
         contextlib.suppress(KeyboardInterrupt),
     ):  # what is finished stays
@@ -222,8 +218,8 @@ def _run(
             if store is not None:
                 store.save(index, done[index])
             failed += sum(not record.has_fit for record in done[index])
+            bar.note(f"{failed} without a fit" if failed else "")
             bar.update(len(done[index]))
-            bar.set_postfix_str(f"{failed} without a fit" if failed else "")
     missing = {i: [no_fit(NOT_YET)] * len(array[i * rows : (i + 1) * rows]) for i in todo if i not in done}
     return [record for _, records in sorted({**done, **missing}.items()) for record in records]
 

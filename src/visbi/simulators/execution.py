@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from visbi.core.parallel import in_parallel
+from visbi.core.progress import Progress
 from visbi.core.random import spawn_seeds
 from visbi.simulators.calling import CallStyle, Simulator
 from visbi.simulators.chunk import ChunkResult, run_chunk
@@ -56,16 +57,14 @@ def run_plan(
     plan: Plan, store: ChunkStore | None, workers: int | None, show_progress_bar: bool
 ) -> list[ChunkResult]:
     """The results of all chunks, in order: from the store where it has them, else run."""
-    from tqdm.auto import tqdm
-
     done = {i: r for i in range(plan.n_chunks) if store is not None and (r := store.load(i)) is not None}
     todo = [(i, s) for i, s in enumerate(plan.seeds()) if i not in done]
     failed = sum(len(result.failures) for result in done.values())
-    with tqdm(
+    with Progress(
+        show_progress_bar,
         total=len(plan.theta),
         initial=sum(len(result.succeeded) for result in done.values()),
         desc="simulating",
-        disable=not show_progress_bar,
     ) as bar:
         theta = plan.theta.numpy()
         tasks = ((i, plan.simulator, plan.style, theta[plan.slice(i)], seeds) for i, seeds in todo)
@@ -74,8 +73,8 @@ def run_plan(
                 store.save(index, result)
             done[index] = result
             failed += len(result.failures)
+            bar.note(f"{failed} failed" if failed else "")
             bar.update(len(result.succeeded))
-            bar.set_postfix_str(f"{failed} failed" if failed else "")
     return [done[i] for i in range(plan.n_chunks)]
 
 
