@@ -125,5 +125,5 @@ def test_what_hangs_together_is_what_scipy_says(seed: int):
     i, j = torch.randint(n, (2, links))
     graph = coo_array((torch.ones(links).numpy(), (i.numpy(), j.numpy())), shape=(n, n))
     count, theirs = connected_components(graph, directed=False)
-    pairs = torch.stack([_joined(n, i, j), torch.as_tensor(theirs).long()])
+    pairs = torch.stack([_joined(torch.arange(n), i, j), torch.as_tensor(theirs).long()])
     assert pairs.unique(dim=1).shape[1] == count == len(pairs[0].unique())

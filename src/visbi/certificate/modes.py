@@ -60,7 +60,7 @@ def find_modes(
     level = log_density(some)
     order = level.argsort(descending=True)
     some, level = some[order], level[order]
-    label = _joined(len(some), *_links(some, level, log_density))
+    label = _labels(some, level, log_density)
     nearest = torch.cdist(z / z.std(0).clamp_min(1e-300), some / z.std(0).clamp_min(1e-300)).argmin(1)
     modes = []
     for which in label.unique().tolist():
@@ -73,36 +73,43 @@ def find_modes(
     return tuple(sorted(found, key=lambda mode: -mode.weight))
 
 
-def _links(z: Tensor, level: Tensor, log_density: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """Pairs i, j < i (L,) of draws, j denser, with no dip between."""
+def _labels(z: Tensor, level: Tensor, log_density: Callable[[Tensor], Tensor]) -> Tensor:
+    """(n,) which of the draws (n, d), densest first, hang together.
+
+    The nearest denser neighbour of each comes first, then the second, and so on; a line is looked at only if it
+    would connect something.
+    """
     n, d = z.shape
     y = (z - z.mean(0)) / z.std(0).clamp_min(1e-300)
-    distance = torch.cdist(y, y)
     denser = torch.ones(n, n, dtype=torch.bool, device=z.device).tril(-1)
-    distance = torch.where(denser, distance, torch.inf)
-    near, index = distance.topk(min(_NEIGHBOURS, n), largest=False)
-    there = torch.isfinite(near)
-    i, j = torch.where(there)[0], index[there]
+    distance = torch.where(denser, torch.cdist(y, y), torch.inf)
+    near, neighbour = distance.topk(min(_NEIGHBOURS, n), largest=False)
     t = torch.linspace(0, 1, _STEPS + 2, dtype=z.dtype, device=z.device)[1:-1, None, None]
-    line = z[i] + t * (z[j] - z[i])
-    lowest = log_density(line.reshape(-1, d)).reshape(_STEPS, -1).amin(0)
-    flat = torch.zeros_like(there)
-    flat[there] = lowest > torch.minimum(level[i], level[j]) - _DIP
-    low = torch.arange(n, device=z.device) >= (1 - _VALLEY) * n
-    flat &= ~low[:, None] | (flat.cumsum(1) == 1)
-    return torch.where(flat)[0], index[flat]
+    label = torch.arange(n, device=z.device)
+    low, tied = label >= (1 - _VALLEY) * n, torch.zeros_like(label, dtype=torch.bool)
+    for k in range(near.shape[1]):
+        j = neighbour[:, k]
+        new = torch.where(low, ~tied, label != label[j]) & torch.isfinite(near[:, k])
+        i, j = torch.where(new)[0], j[new]
+        line = z[i] + t * (z[j] - z[i])
+        lowest = log_density(line.reshape(-1, d)).reshape(_STEPS, -1).amin(0)
+        flat = lowest > torch.minimum(level[i], level[j]) - _DIP
+        i, j = i[flat], j[flat]
+        tied[i] = True
+        label = _joined(label, i, j)
+    return label
 
 
-def _joined(n: int, i: Tensor, j: Tensor) -> Tensor:
-    """Connected components, (n,) labels, each the least index in it.
+def _joined(label: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    """Labels (n,), each the least index of what hangs together, after i and j (L,) were connected.
 
     Neighbours take the lower of their labels until none changes. To import scipy's graphs for it would take
     longer than a whole fit in a few dimensions.
     """
-    label = torch.arange(n, device=i.device)
     while True:
-        new = label.scatter_reduce(0, i, label[j], "amin")
-        new = new.scatter_reduce(0, j, new[i], "amin")
+        a, b = label[i], label[j]  # not of i and j themselves: whatever has their labels goes with them
+        new = label.scatter_reduce(0, a, b, "amin")
+        new = new.scatter_reduce(0, b, new[a], "amin")
         new = new[new]  # a label's own label may be lower
         if torch.equal(new, label):
             return label

@@ -17,7 +17,7 @@ from visbi.fitting.pool import BELIEVED, DISCOUNT, Pool, Proposal, Trial
 from visbi.fitting.refine import POINTS, ROUNDS, TRIAL, around
 from visbi.fitting.rows import picked
 from visbi.fitting.target import Target
-from visbi.fitting.uphill import tops
+from visbi.fitting.uphill import too_low, tops
 
 __all__ = ["ALONE", "SEARCHED", "SIDE_BY_SIDE", "Answer", "Effort", "Group", "Record"]
 
@@ -328,7 +328,7 @@ class Group:
     def _missing_near(self, z: Tensor, ell: Tensor, q: Proposal, log_z: Tensor) -> Tensor:
         """(F,) mass around those of the points z (F, N, d) that say q is much too low."""
         share = torch.zeros_like(log_z)
-        low = ell - q.log_prob(z) - log_z[:, None] > LOW
+        low = too_low(q, z, ell - log_z[:, None] - LOW)
         accused = low.sum(1) >= _ACCUSERS
         if bool(accused.any()):
             local = defended(around(z[accused], low[accused].double()))
@@ -355,7 +355,7 @@ class Group:
         """
         share = torch.zeros_like(trial.log_z)
         ell = torch.cat([each.ell for _, each in self.pool.proposals], 1)
-        low = ell - q.log_prob(self.pool.z) - trial.log_z[:, None] > LOW
+        low = too_low(q, self.pool.z, ell - trial.log_z[:, None] - LOW)
         accused = low.any(1)
         if not bool(accused.any()):
             return share  # and what all points weigh, which is dear, need not be known

@@ -135,6 +135,10 @@ class Mixture:
         """(F, N) for z (F, N, d)."""
         return torch.cat([torch.logsumexp(piece, 1) for piece in self._by_component(z)], -1)
 
+    def at_least(self, z: Tensor) -> Tensor:
+        """(F, N) what log q is not below, nor more than log K above: the largest component's. Costs a third."""
+        return torch.cat([piece.amax(1) for piece in self._by_component(z)], -1)
+
     def log_prob_and_score(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """log q (F, N) and its gradient (F, N, d) at z (F, N, d)."""
         joint = self.by_component(z)

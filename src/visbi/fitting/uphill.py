@@ -18,7 +18,7 @@ from visbi.fitting.refine import matched
 from visbi.fitting.rows import picked
 from visbi.fitting.target import Target
 
-__all__ = ["tops", "uphill"]
+__all__ = ["too_low", "tops", "uphill"]
 
 _FOLLOWED = 256  # accusers, the highest ones, in the first line search
 _KEPT = 32  # of them, in the later ones
@@ -26,6 +26,23 @@ _TIMES = 4  # line searches
 _LONGEST, _STEPS = 4.0, 16  # the longest step, prior sds; each of the others is half of the one before
 _MATCHED = 8  # tops from which Gaussians are matched
 _DIRECTIONS = 8  # in which a top's width is measured
+
+
+def too_low(q: Proposal, z: Tensor, least: Tensor) -> Tensor:
+    """(F, N) whether log q at z (F, N, d) is below `least` (F, N).
+
+    Of a mixture all components are added up only where the largest alone does not show that it is not.
+
+    >>> q = Mixture.of(torch.zeros(1, 1), torch.zeros(1, 1, 1), torch.ones(1, 1, 1))
+    >>> too_low(q, torch.tensor([[[0.0], [4.0]]]), torch.tensor([[-5.0, -5.0]]))
+    tensor([[False,  True]])
+    """
+    if not isinstance(q, Mixture):
+        return q.log_prob(z) < least
+    low = q.at_least(z) < least
+    anywhere = low.any(0)
+    low[:, anywhere] = q.log_prob(z[:, anywhere]) < least[:, anywhere]
+    return low
 
 
 def uphill(target: Target, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,7 +95,7 @@ def tops(
     """
 
     def accusing(z: Tensor, ell: Tensor) -> Tensor:
-        return torch.where(ell - q.log_prob(z) - log_z[:, None] > by, ell, -torch.inf)
+        return torch.where(too_low(q, z, ell - log_z[:, None] - by), ell, -torch.inf)
 
     height = accusing(z, ell)
     most = min(_FOLLOWED, int(torch.isfinite(height).sum(1).max()))
