@@ -76,8 +76,8 @@ def find_modes(
 def _labels(z: Tensor, level: Tensor, log_density: Callable[[Tensor], Tensor]) -> Tensor:
     """(n,) which of the draws (n, d), densest first, hang together.
 
-    The nearest denser neighbour of each comes first, then the second, and so on; a line is looked at only if it
-    would connect something.
+    The nearest denser neighbour of each comes first, then the second, and so on; a line is looked at only if
+    it would connect something.
     """
     n, d = z.shape
     y = (z - z.mean(0)) / z.std(0).clamp_min(1e-300)

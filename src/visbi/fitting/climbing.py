@@ -353,24 +353,17 @@ class Group:
 
         Less what q's own draws, the trial, find there: that much their weights bring back.
         """
-        share = torch.zeros_like(trial.log_z)
-        ell = torch.cat([each.ell for _, each in self.pool.proposals], 1)
-        low = too_low(q, self.pool.z, ell - trial.log_z[:, None] - LOW)
-        accused = low.any(1)
-        if not bool(accused.any()):
-            return share  # and what all points weigh, which is dear, need not be known
-        pool = (
-            self.pool if bool(accused.all()) else self.pool.of_fits(accused)
-        )  # the first keeps what it finds
-        log_w = pool.log_w()
-        weights, log_z = log_w.softmax(1), torch.logsumexp(log_w, 1, keepdim=True) - math.log(log_w.shape[1])
-        weights = weights * low[accused]
+        log_z = trial.log_z[:, None]
+        low = too_low(q, self.pool.z, self.pool.ell - log_z - LOW)
+        somewhere = low.any(0)
+        if not bool(somewhere.any()):
+            return torch.zeros_like(trial.log_z)
+        weights = (self.pool.log_w(somewhere) - log_z).clamp_max(50.0).exp() * low[:, somewhere]
         mass, squares = weights.sum(1), weights.square().sum(1)
-        own = trial.log_w[accused] - log_z
+        own = trial.log_w - log_z
         own = torch.where(own > LOW, own.exp(), 0.0).mean(1)
         known = mass.square() > _WITNESSES * squares
-        share[accused] = torch.where(known, (mass - own).clamp_min(0.0) / (1.0 - mass).clamp_min(1e-12), 0.0)
-        return share
+        return torch.where(known, (mass / low.shape[1] - own).clamp_min(0.0), 0.0)
 
     def missing_at(self, q: Proposal, local: Mixture, log_z: Tensor) -> Tensor:
         """(F,) mass, relative to what q has, that draws of `local` find where q is much too low."""

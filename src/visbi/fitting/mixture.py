@@ -136,7 +136,7 @@ class Mixture:
         return torch.cat([torch.logsumexp(piece, 1) for piece in self._by_component(z)], -1)
 
     def at_least(self, z: Tensor) -> Tensor:
-        """(F, N) what log q is not below, nor more than log K above: the largest component's. Costs a third."""
+        """(F, N) a bound of log q from below, by log K at most, for a third of the cost: its largest part."""
         return torch.cat([piece.amax(1) for piece in self._by_component(z)], -1)
 
     def log_prob_and_score(self, z: Tensor) -> tuple[Tensor, Tensor]:

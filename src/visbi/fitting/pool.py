@@ -160,24 +160,34 @@ class Pool:
         """(F, N, d), all points, in the order in which they were drawn."""
         return torch.cat([trial.z for _, trial in self.proposals], 1)
 
-    def log_w(self) -> Tensor:
-        """(F, N) log-weights of all points; their mean is the evidence."""
-        total = sum(trial.z.shape[1] for _, trial in self.proposals)
+    @property
+    def ell(self) -> Tensor:
+        """(F, N), at all points."""
+        return torch.cat([trial.ell for _, trial in self.proposals], 1)
+
+    def log_w(self, some: Tensor | None = None) -> Tensor:
+        """(F, N) log-weights of all points; their mean is the evidence. Or (F, M), of `some`, (N,) bool."""
+        sizes = [trial.z.shape[1] for _, trial in self.proposals]
+        blocks = [None] * len(sizes) if some is None else some.split(sizes)
         parts = []
-        for block, (_, trial) in enumerate(self.proposals):
+        for block, (where, (_, trial)) in enumerate(zip(blocks, self.proposals, strict=True)):
             each = [
-                self._log_q(number, block) + math.log(other.z.shape[1] / total)
-                for number, (_, other) in enumerate(self.proposals)
+                self._log_q(number, block, where) + math.log(size / sum(sizes))
+                for number, size in enumerate(sizes)
             ]
-            parts.append(trial.ell - torch.logsumexp(torch.stack(each), 0))
+            ell = trial.ell if where is None else trial.ell[:, where]
+            parts.append(ell - torch.logsumexp(torch.stack(each), 0))
         return torch.cat(parts, 1)
 
-    def _log_q(self, number: int, block: int) -> Tensor:
-        """Log-density of one proposal at the points of another."""
-        if (number, block) not in self._known:
+    def _log_q(self, number: int, block: int, some: Tensor | None) -> Tensor:
+        """Log-density of one proposal at the points of another; kept, if it is of all of them."""
+        known = self._known.get((number, block))
+        if known is None:
             q, z = self.proposals[number][0], self.proposals[block][1].z
-            self._known[number, block] = q.log_prob(z)
-        return self._known[number, block]
+            if some is not None:
+                return q.log_prob(z[:, some])
+            known = self._known[number, block] = q.log_prob(z)
+        return known if some is None else known[:, some]
 
     def points(self, most: int, *, least: float = 0.0) -> tuple[Tensor, Tensor]:
         """At most `most` unlike points of each fit (F, M, d) and weights (F, M) that stand for the posterior.
