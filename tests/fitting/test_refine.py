@@ -101,7 +101,7 @@ class TestRefined:
         pool = Pool(target)
         start = known([1.0], [[0.0, 0.0]], 1.2)
         first = pool.draw(defended(start), 4096)
-        q, trial = refined(pool, start, first)
+        q, trial, _ = refined(pool, start, first)
         assert first.share < 0.3 and trial.share > 0.75 and trial.khat < 0.7
         assert q.loc.shape[1] > 3
         again = [float(pool.draw(defended(q), 4096).share) for _ in range(5)]
@@ -111,7 +111,7 @@ class TestRefined:
     def test_weights_of_modes_are_found(self):
         pool = Pool(of_mixture(FOUR, 2.0))
         start = known([0.25] * 4, CENTRES, 0.2)
-        q, trial = refined(pool, start, pool.draw(defended(start), 4096))
+        q, trial, _ = refined(pool, start, pool.draw(defended(start), 4096))
         near = torch.cdist(q.loc[0], FOUR.loc[0]).argmin(1)
         masses = torch.zeros(4).double().index_add(0, near, q.log_weights[0].exp())
         torch.testing.assert_close(masses, FOUR.log_weights[0].exp(), atol=0.03, rtol=0)
@@ -120,14 +120,14 @@ class TestRefined:
     def test_what_is_good_stays_as_it_is(self):
         pool = Pool(of_mixture(FOUR))
         trial = pool.draw(defended(FOUR), 4096)
-        q, again = refined(pool, FOUR, trial)
+        q, again, _ = refined(pool, FOUR, trial)
         assert q is FOUR and again is trial and pool.target.n_values == 4096
 
     def test_never_worse_than_the_start(self):
         pool = Pool(target_of(banana))
         start = known([1.0], [[0.0, 0.0]], 1.2)
         first = pool.draw(defended(start), 100)  # hardly a start
-        _, trial = refined(pool, start, first, rounds=1)
+        _, trial, _ = refined(pool, start, first, rounds=1)
         assert trial.share >= first.share
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from visbi.core.checks import violation
+from visbi.core.logs import log_sum_exp
 
 __all__ = [
     "MIN_DRAWS",
@@ -151,20 +152,20 @@ def unseen_mass(tail: tuple[Tensor, Tensor], khat: Tensor, *, sigmas: float = 0.
 def effective_sample_size(log_w: Tensor) -> Tensor:
     """(sum w)^2 / sum w^2 of every row, (F,)."""
     log_w = log_w - log_w.amax(1, keepdim=True)  # NaN where none is finite
-    return torch.exp(2 * torch.logsumexp(log_w, 1) - torch.logsumexp(2 * log_w, 1)).nan_to_num(0.0)
+    return torch.exp(2 * log_sum_exp(log_w, 1) - log_sum_exp(2 * log_w, 1)).nan_to_num(0.0)
 
 
 def log_evidence(log_w: Tensor) -> tuple[Tensor, Tensor]:
     """log of the mean weight and its standard error, (F,) each."""
     n = log_w.shape[1]
     error = ((n / effective_sample_size(log_w) - 1.0).clamp_min(0.0) / n).sqrt()
-    return torch.logsumexp(log_w, 1) - math.log(n), error
+    return log_sum_exp(log_w, 1) - math.log(n), error
 
 
 def divergences(log_w: Tensor) -> tuple[Tensor, Tensor]:
     """KL(q || p) and KL(p || q), (F,) each, in nats."""
     finite = torch.isfinite(log_w)
-    log_z = torch.logsumexp(log_w, 1) - math.log(log_w.shape[1])
+    log_z = log_sum_exp(log_w, 1) - math.log(log_w.shape[1])
     forward = (torch.softmax(log_w, 1) * torch.where(finite, log_w, 0.0)).sum(1) - log_z
     reverse = log_z - log_w.mean(1)
     some = finite.any(1)
@@ -173,5 +174,5 @@ def divergences(log_w: Tensor) -> tuple[Tensor, Tensor]:
 
 def total_variation(log_w: Tensor) -> Tensor:
     """Distance between q and the normalised p, (F,)."""
-    relative = torch.exp(log_w - torch.logsumexp(log_w, 1, keepdim=True) + math.log(log_w.shape[1]))
+    relative = torch.exp(log_w - log_sum_exp(log_w, 1)[:, None] + math.log(log_w.shape[1]))
     return (0.5 * (relative - 1.0).abs().mean(1)).nan_to_num(1.0)

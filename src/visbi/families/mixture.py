@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from visbi.core.checks import finite_tensor, positive_int, violation
+from visbi.core.logs import log_sum_exp
 from visbi.families.base import Body, path_part
 from visbi.families.gaussian import UNIT
 
@@ -175,14 +176,14 @@ class MixtureBody(Body):
         with torch.no_grad():
             scale_tril = self.scale_tril
             log_n = _log_normal(_noise(z.double(), self.loc, scale_tril), scale_tril).sum(1)
-        return torch.logsumexp(self.logits.log_softmax(0)[:, None] + log_n, 0)
+        return log_sum_exp(self.logits.log_softmax(0)[:, None] + log_n, 0)
 
     def log_prob(self, z: Tensor) -> Tensor:
         loc, scale_tril, z = self.loc, self.scale_tril, z.double()
         log_w = self.logits.log_softmax(0)
         rows = max(1, _PIECE // (len(loc) * self.dim))
         pieces = [
-            torch.logsumexp(log_w[:, None] + log_n.sum(1), 0)
+            log_sum_exp(log_w[:, None] + log_n.sum(1), 0)
             for log_n in (_log_normal(_noise(p, loc, scale_tril), scale_tril) for p in z.split(rows))
         ]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)

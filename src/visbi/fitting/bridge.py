@@ -97,7 +97,7 @@ def _mixture_to(now: Group, seen: Exploration, *, spare: float) -> bool:
     _, best, best_trial = now.records[0].best or ("", q, trial)
     if isinstance(best, Mixture) and float(best_trial.merit) > float(trial.merit):
         q, trial = best, best_trial
-    q, trial = refined(now.pool, q, trial, rounds=2, n=now.effort.trial, points=now.effort.points)
+    q, trial, _ = refined(now.pool, q, trial, rounds=2, n=now.effort.trial, points=now.effort.points)
     now.consider("a bridged mixture", q, trial)
     if float(trial.khat) >= UNSOUND:
         return False

@@ -127,6 +127,7 @@ class Record:
         answer: the best that has a certificate, with its rung, and
         rank: how good that is; what leaves out mass that was seen elsewhere is worse than what may do so.
         carried: particles that came from the best q.
+        doubted: whether something beside its weights spoke against the q that was certified last.
         broken: share of the answer's draws at which the potential is NaN or +inf.
     """
 
@@ -137,6 +138,7 @@ class Record:
     answer: tuple[str, Answer] | None = None
     rank: tuple[int, bool, float] = (-1, False, 0.0)
     carried: Exploration | None = None
+    doubted: bool = False
     broken: float = 0.0
 
 
@@ -221,9 +223,9 @@ class Group:
         return torch.tensor([holds(record) for record in self.records], device=self.target.device)
 
     def for_a_flow(self) -> Tensor:
-        """(F,) whether a flow may fit better than any mixture: one mode, in more than a few dimensions."""
-        few = self.target.dim < _FLOW_DIMENSIONS or not self.gradient
-        return self.where(lambda record: not few and record.modes == 1 and not record.flown)
+        """(F,) whether a flow is to come that may fit better than any mixture: one mode, not in few."""
+        none = self.effort != ALONE or self.target.dim < _FLOW_DIMENSIONS or not self.gradient
+        return self.where(lambda record: not none and record.modes == 1 and not record.flown)
 
     def log_z(self) -> Tensor:
         """(F,) log-evidence by the best trials so far."""
@@ -256,6 +258,7 @@ class Group:
             doubted = [bool(doubt) for doubt in each]
         for i, (record, report) in enumerate(zip(self.records, reports, strict=True)):
             answer = Answer(q.of_fits(self.one(i)), trial.z[i], trial.ell[i], trial.log_q[i], report)
+            record.doubted = doubted[i]
             rank = _rank(report, doubted=doubted[i])
             if rank > record.rank:
                 record.answer, record.rank, record.broken = (rung, answer), rank, float(broken[i])

@@ -23,6 +23,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from visbi.core.logs import log_sum_exp
 from visbi.fitting.target import Target, log_standard_normal
 
 __all__ = ["Base", "Exploration", "StandardNormal", "drift", "explore"]
@@ -110,7 +111,7 @@ class Exploration:
         relative = self.history_relative.movedim(0, 1)  # (F, T, N)
         flat = relative.flatten(1)
         betas, log_z = self.betas.mT[:, :, None], self.log_evidences.mT[:, :, None]
-        mean = torch.logsumexp(betas * flat[:, None] - log_z, 1) - math.log(len(self.betas))
+        mean = log_sum_exp(betas * flat[:, None] - log_z, 1) - math.log(len(self.betas))
         return self.history_z.movedim(0, 1).flatten(1, 2), flat - mean
 
     def of_fits(self, which: Tensor) -> "Exploration":
@@ -197,7 +198,7 @@ def explore(
         relative = now.relative
         new = _next_beta(relative, beta) if len(betas) < _MAX_TEMPERATURES else torch.ones_like(beta)
         increments = (new - beta)[:, None] * relative
-        log_z = log_z + torch.logsumexp(increments, 1) - math.log(n)
+        log_z = log_z + log_sum_exp(increments, 1) - math.log(n)
         now, beta = now.taken(_resample(increments)), new
         now = moves.forget(now, beta)
         betas.append(beta)
@@ -295,7 +296,7 @@ def _next_beta(relative: Tensor, beta: Tensor) -> Tensor:
     def enough(new: Tensor) -> Tensor:
         w = (new - beta)[:, None] * relative
         w = w - w.amax(1, keepdim=True)  # all of them may be huge and equal
-        ess = torch.exp(2 * torch.logsumexp(w, 1) - torch.logsumexp(2 * w, 1))
+        ess = torch.exp(2 * log_sum_exp(w, 1) - log_sum_exp(2 * w, 1))
         return ess >= _ESS * relative.shape[1]
 
     one = torch.ones_like(beta)

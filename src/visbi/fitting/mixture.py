@@ -20,6 +20,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from visbi.core.logs import exp_, log_sum_exp
 from visbi.fitting.rows import trues_first
 
 __all__ = [
@@ -133,7 +134,7 @@ class Mixture:
 
     def log_prob(self, z: Tensor) -> Tensor:
         """(F, N) for z (F, N, d)."""
-        return torch.cat([torch.logsumexp(piece, 1) for piece in self._by_component(z)], -1)
+        return torch.cat([log_sum_exp(piece, 1) for piece in self._by_component(z)], -1)
 
     def at_least(self, z: Tensor) -> Tensor:
         """(F, N) a bound of log q from below, by log K at most, for a third of the cost: its largest part."""
@@ -142,8 +143,8 @@ class Mixture:
     def log_prob_and_score(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """log q (F, N) and its gradient (F, N, d) at z (F, N, d)."""
         joint = self.by_component(z)
-        total = torch.logsumexp(joint, 1)
-        share = (joint - total[:, None]).exp()
+        total = log_sum_exp(joint, 1)
+        share = exp_(joint - total[:, None])
         # sum over k of share_k S_k^-1 (m_k - z), with S_k^-1 = L_k^-T L_k^-1
         precision = self._inverse.mT @ self._inverse
         pull = (precision @ self.loc[..., None])[..., 0]
@@ -265,7 +266,7 @@ def expectation_maximisation(
         else:
             joint = polynomial @ known.monomials.mT
         top = joint.amax(1, keepdim=True)
-        share = joint.sub_(top).exp_()
+        share = exp_(joint.sub_(top))
         total = share.sum(1, keepdim=True)
         score = float((weights * (top + total.log())[:, 0]).sum(1).mean())
         if score - before < tol:

@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from visbi.certificate.rows import cleaned, effective_sample_size, pareto_smooth
 from visbi.certificate.weights import resample
+from visbi.core.logs import log_sum_exp
 from visbi.fitting.target import Target, is_usable
 
 __all__ = ["BELIEVED", "DISCOUNT", "UNSOUND", "Pool", "Proposal", "Trial", "thinned"]
@@ -77,7 +78,7 @@ class Trial:
     @property
     def log_z(self) -> Tensor:
         """(F,) the log-evidence by these draws alone."""
-        return torch.logsumexp(self.log_w, 1) - math.log(self.ell.shape[1])
+        return log_sum_exp(self.log_w, 1) - math.log(self.ell.shape[1])
 
     @property
     def merit(self) -> Tensor:
@@ -176,7 +177,7 @@ class Pool:
                 for number, size in enumerate(sizes)
             ]
             ell = trial.ell if where is None else trial.ell[:, where]
-            parts.append(ell - torch.logsumexp(torch.stack(each), 0))
+            parts.append(ell - log_sum_exp(torch.stack(each), 0))
         return torch.cat(parts, 1)
 
     def _log_q(self, number: int, block: int, some: Tensor | None) -> Tensor:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from visbi.core.logs import exp_, log_sum_exp
 from visbi.fitting.explore import Exploration
 from visbi.fitting.match import match_gaussian
 from visbi.fitting.mixture import (
@@ -179,8 +180,8 @@ def patch(pool: Pool, q: Proposal) -> Blend:
     for _ in range(10):
         own = log_q + torch.log1p(-share)
         others = rest.by_component(z) + share[..., None].log()
-        total = torch.logaddexp(own, torch.logsumexp(others, 1))
-        part = (others - total[:, None]).exp() * weights[:, None]
+        total = torch.logaddexp(own, log_sum_exp(others, 1))
+        part = exp_(others - total[:, None]) * weights[:, None]
         share = part.sum((1, 2))[:, None].clamp(_LEAST_PATCH, 0.5)
         rest = maximise(rest, z, part)
     return Blend(q, defended(rest.only(torch.isfinite(rest.log_weights))), share[:, 0])
@@ -195,8 +196,12 @@ def refined(
     n: int = TRIAL,
     points: int = POINTS,
     least: float = 0.0,
-) -> tuple[Mixture, Trial]:
+) -> tuple[Mixture, Trial, Tensor]:
     """The best mixtures after at most `rounds` refits, and the trial of them.
+
+    And (F,) how steady that is: the lower share of the last two trials. Where a mixture has all of the mass
+    its refits are alike; where it lacks some, a share is large as long as no draw meets what is lacking, and
+    next to nothing for the refit after one did.
 
     Args:
         pool: all points so far; fresh draws of every refit, defended, are added.
@@ -210,16 +215,18 @@ def refined(
     """
     best, best_trial, current = q, trial, q
     over = torch.zeros_like(trial.share, dtype=torch.bool)
+    shares = [trial.share]
     for _ in range(rounds):
         over |= best_trial.share > _ENOUGH
         if bool(over.all()):
             break
         current = _refit(pool, current, points, least)
         fresh = pool.draw(defended(current), n)
+        shares.append(fresh.share)
         over |= (fresh.share <= 1.05 * best_trial.share) & (fresh.share > 0.3)
         higher = fresh.share > best_trial.share
         best, best_trial = best.better(current, higher), best_trial.better(fresh, higher)
-    return best, best_trial
+    return best, best_trial, torch.stack(shares[-2:]).amin(0)
 
 
 def _refit(pool: Pool, q: Mixture, points: int, least: float) -> Mixture:
