@@ -38,13 +38,13 @@ def rings(theta: Tensor) -> Tensor:
     return torch.logsumexp(-0.5 * (away / 0.05).square() + torch.tensor([[0.0], [math.log(2.0)]]), 0)
 
 
-def group(log_p, dim: int = 2, **record) -> Group:
+def group(log_p, dim: int = 2, modes: int = 1, **record) -> Group:
     """One fit that knows draws of a wide Gaussian."""
     target = target_of(log_p, dim)
     pool = Pool(target)
     loc = torch.zeros(1, 1, dim).double()
     pool.draw(Mixture.of(loc[..., 0], loc, 2.0 * torch.eye(dim).double()[None, None]), ALONE.trial)
-    return Group(target, [Record(**record)], ALONE, pool)
+    return Group(target, [Record(count_modes=lambda: modes, **record)], ALONE, pool)
 
 
 @pytest.fixture

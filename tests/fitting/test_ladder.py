@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from visbi.certificate import WeightedDraws
+from visbi.fitting import ladder
 from visbi.fitting.budget import Budget
 from visbi.fitting.climbing import ALONE, Answer, Group, Record
 from visbi.fitting.explore import explore
@@ -296,3 +298,34 @@ class TestLimits:
 
         with pytest.raises(ZeroDivisionError, match="mine"):
             climb(target_of(log_p))
+
+
+class TestMixturesThatFail:
+    """One mode in six dimensions: a flow is to come."""
+
+    @pytest.fixture
+    def now(self) -> Group:
+        target = target_of(funnel, 6)
+        return Group(target, [Record()], ALONE, Pool(target))
+
+    @pytest.mark.parametrize("doubted", [False, True])
+    def test_only_what_lacks_mass_that_was_seen_is_refitted(self, now, doubted, monkeypatch):
+        def certified(group, rung, q, *, spare):
+            group.records[0].doubted = doubted
+            return torch.tensor([False])
+
+        monkeypatch.setattr(Group, "certified", certified)
+        q = known([1.0], [[0.0] * 6], 1.0)
+        trial = replace(now.pool.draw(q, 4096), share=torch.tensor([0.6]).double())
+        (left,) = ladder._certified_mixture(now, q, trial, again=1)
+        assert left is now and (len(now.pool.proposals) > 1) == doubted
+
+    @pytest.mark.parametrize(("steady", "first"), [(0.1, "a flow"), (0.5, "a mixture")])
+    def test_a_flow_comes_first_where_refits_are_unsteady(self, now, steady, first, monkeypatch):
+        q, tried = known([1.0], [[0.0] * 6], 1.0), []
+        trial = replace(now.pool.draw(q, 4096), share=torch.tensor([0.6]).double())
+        found = (q, trial, torch.tensor([steady]).double())
+        monkeypatch.setattr(ladder, "refined", lambda *_, **__: found)
+        monkeypatch.setattr(ladder, "_flow", lambda group: tried.append("a flow") or [])
+        monkeypatch.setattr(ladder, "_certified_mixture", lambda *_, **__: tried.append("a mixture") or [])
+        assert ladder._refits(now, q, trial) == [] and tried == [first]

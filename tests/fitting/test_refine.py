@@ -123,6 +123,16 @@ class TestRefined:
         q, again, _ = refined(pool, FOUR, trial)
         assert q is FOUR and again is trial and pool.target.n_values == 4096
 
+    def test_how_steady_refits_are_is_the_lower_of_the_last_two_trials(self):
+        pool = Pool(target_of(banana))
+        start = known([1.0], [[0.0, 0.0]], 1.2)
+        _, _, steady = refined(pool, start, pool.draw(defended(start), 4096))
+        assert len(pool.proposals) > 2
+        assert torch.equal(steady, torch.minimum(*(trial.share for _, trial in pool.proposals[-2:])))
+        only = Pool(of_mixture(FOUR))
+        trial = only.draw(defended(FOUR), 4096)
+        assert torch.equal(refined(only, FOUR, trial)[2], trial.share)
+
     def test_never_worse_than_the_start(self):
         pool = Pool(target_of(banana))
         start = known([1.0], [[0.0, 0.0]], 1.2)

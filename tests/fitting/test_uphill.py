@@ -11,7 +11,7 @@ from visbi.fitting.budget import Budget
 from visbi.fitting.ladder import climb
 from visbi.fitting.mixture import Mixture
 from visbi.fitting.target import Target
-from visbi.fitting.uphill import tops, uphill
+from visbi.fitting.uphill import too_low, tops, uphill
 from visbi.priors import coordinates
 
 WIDE = Independent(Normal(torch.zeros(2).double(), 1.0), 1)
@@ -31,6 +31,19 @@ NO_TIME = torch.zeros(1).double()
 
 def target_of(q: Mixture, **limits: int) -> Target:
     return Target(lambda theta: q.log_prob(theta[None])[0], coordinates(WIDE), Budget(**limits))
+
+
+@pytest.mark.parametrize("bound", [-12.0, -3.0, 1.0, 6.0])
+def test_too_low_is_what_the_density_says(bound: float):
+    """Where the largest component does not acquit, all of them do: three equal ones are 1.1 nats higher."""
+    q = mixture([0.3, 0.3, 0.3, 0.1], [HAYSTACK, HAYSTACK, HAYSTACK, NEEDLE], [0.2, 0.2, 0.2, 0.004])
+    z = torch.cat([q.sample(300), torch.randn(1, 300, 2).double()], 1)
+    least = bound + torch.randn(1, 600).double()
+    least[:, :5] = -torch.inf
+    low = too_low(q, z, least)
+    assert torch.equal(low, q.log_prob(z) < least) and 0 < int(low.sum()) < 600
+    assert bool((q.at_least(z) <= q.log_prob(z)).all())
+    assert bool((q.log_prob(z) <= q.at_least(z) + math.log(4) + 1e-12).all())
 
 
 def test_a_line_search_goes_up_and_never_down():

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -121,7 +122,7 @@ class Record:
 
     Attributes:
         story: why the rungs so far did not answer.
-        modes: how many there seem to be.
+        count_modes: says how many there seem to be, if that is asked for.
         flown: whether a flow was tried.
         best: the best q so far (F = 1) with its rung and trial.
         answer: the best that has a certificate, with its rung, and
@@ -132,7 +133,7 @@ class Record:
     """
 
     story: list[str] = field(default_factory=list)
-    modes: int = 1
+    count_modes: Callable[[], int] = lambda: 1
     flown: bool = False
     best: tuple[str, Proposal, Trial] | None = None
     answer: tuple[str, Answer] | None = None
@@ -140,6 +141,11 @@ class Record:
     carried: Exploration | None = None
     doubted: bool = False
     broken: float = 0.0
+
+    @cached_property
+    def modes(self) -> int:
+        """How many there seem to be."""
+        return self.count_modes()
 
 
 @dataclass

@@ -17,6 +17,7 @@ observations, climb side by side: a rung takes a group of fits and gives back gr
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -260,8 +261,12 @@ def _mixture(now: Group) -> Sequence[Group]:
         return _refits(now, best, trial)
     for i, record in enumerate(now.records):
         one = best.of_fits(now.one(i))
-        record.modes = len(find_modes(z[i], lambda z, one=one: one.log_prob(z[None])[0]))
+        record.count_modes = partial(_modes_among, z[i], one)
     return _refits(now, best, trial)
+
+
+def _modes_among(z: Tensor, q: Mixture) -> int:
+    return len(find_modes(z, lambda z: q.log_prob(z[None])[0]))
 
 
 def _refits(now: Group, q: Mixture, trial: Trial, *, again: int = _AGAIN) -> Sequence[Group]:
@@ -296,8 +301,10 @@ def _refitted(now: Group, q: Mixture, trial: Trial) -> tuple[Mixture, Trial, Ten
 
 def _certified_mixture(now: Group, q: Mixture, trial: Trial, *, again: int) -> Sequence[Group]:
     """So many times again, with the draws of a failed certificate, and what accused q, among the points."""
-    whole = now.where(lambda record: record.modes == 1)  # of several, a heavy tail may be one that q lacks
-    hopeless = (trial.share < _SCANT) | (whole & (trial.khat >= UNSOUND) & (trial.share < _HALF))
+    unsound = (trial.khat >= UNSOUND) & (trial.share < _HALF)
+    if bool(unsound.any()):  # of several modes, a heavy tail may be one that q lacks
+        unsound = unsound & now.where(lambda record: record.modes == 1)
+    hopeless = (trial.share < _SCANT) | unsound
     now.tell(hopeless, lambda i: f"a mixture had {trial.numbers(i)}")
     over, others = now.parts(hopeless)
     rest = [] if over is None else [over]
