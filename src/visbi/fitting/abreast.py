@@ -12,7 +12,6 @@ The objective is the reverse KL with sticking the landing, the default one.
 """
 
 import copy
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 from torch.optim.lr_scheduler import ExponentialLR
 
+from visbi.core.random import seeded
 from visbi.families.base import Body, LinkedFamily
 from visbi.fitting.config import METHODS, TrainOptions
 from visbi.fitting.gradient import (
@@ -28,6 +28,7 @@ from visbi.fitting.gradient import (
     WINDOW,
     Trace,
     converged,
+    no_higher,
     stopped_by_convergence,
     stopped_by_nan,
 )
@@ -63,7 +64,8 @@ def goes_abreast(family: object, method: str, options: TrainOptions) -> bool:
 def _can_be_vectorised(body: Body) -> bool:
     stack = _Stack([copy.deepcopy(body), copy.deepcopy(body)])
     try:
-        z, _, path, _ = stack.draw(2)
+        with seeded(0):  # whether this was tried must not change what is drawn afterwards
+            z, _, path, _ = stack.draw(2)
         (z.sum() + path.sum()).backward()
     except Exception:  # noqa: BLE001 - what torch.func cannot do it says by errors of many kinds
         return False
@@ -119,15 +121,14 @@ class _Stack:
     def step(self, gradient: dict[str, Tensor], which: Tensor, steps: Tensor, rate: Tensor) -> None:
         """Adam's step of the fits `which` (F,), `steps` (F,) so far with this one, at rates (F,)."""
         for name, weight in self.weights.items():
-            wide = (slice(None), *[None] * (weight.ndim - 1))
             first = torch.lerp(self.first[name], gradient[name], 1 - _BETAS[0])
             second = torch.lerp(self.second[name], gradient[name].square(), 1 - _BETAS[1])
             mean, spread = (
-                moment / (1 - beta**steps)[wide].to(weight)
+                moment / _wide(1 - beta**steps, weight).to(weight)
                 for moment, beta in zip((first, second), _BETAS, strict=True)
             )
-            moved = weight - rate[wide].to(weight) * mean / (spread.sqrt() + _TINY)
-            here = which[wide]
+            moved = weight - _wide(rate, weight).to(weight) * mean / (spread.sqrt() + _TINY)
+            here = _wide(which, weight)
             weight.copy_(torch.where(here, moved, weight))
             self.first[name] = torch.where(here, first, self.first[name])
             self.second[name] = torch.where(here, second, self.second[name])
@@ -208,7 +209,7 @@ def fit_abreast(families: Sequence[LinkedFamily], log_p: JointDensity, options: 
         norm = torch.as_tensor(norm).sqrt()
         good = torch.isfinite(surrogate) & torch.isfinite(value) & torch.isfinite(norm)
         shrunk = (options.clip_value / (norm + 1e-6)).clamp_max(1.0)
-        gradient = {k: g * shrunk[(slice(None), *[None] * (g.ndim - 1))].to(g) for k, g in gradient.items()}
+        gradient = {k: g * _wide(shrunk, g).to(g) for k, g in gradient.items()}
         steps = steps + good.long()
         rate = options.learning_rate * options.gamma ** (steps - 1).double()
         stack.step(
@@ -254,17 +255,18 @@ def _settled(
     if not bool(calm.any()):
         return stack
     mean = stack.only(calm).at_mean()
-    here = torch.stack([objective(mean, which[calm])[1] for _ in range(JUDGE)], 1)
+    here = torch.stack([objective(mean, which[calm])[1] for _ in range(JUDGE)], 1).tolist()
     better = torch.zeros_like(calm)
-    for row, values in zip(calm.nonzero()[:, 0].tolist(), here.double(), strict=True):
-        before = torch.tensor(losses[int(which[row])][-WINDOW:], dtype=torch.float64)
-        before = before[~before.isnan()]
-        noise = float((values.cpu().var() / len(values) + before.var() / len(before)).sqrt())
-        rise = float(values.mean() - before.mean())
-        better[row] = math.isfinite(rise) and rise <= noise
+    for row, values in zip(calm.nonzero()[:, 0].tolist(), here, strict=True):
+        better[row] = no_higher(values, losses[int(which[row])][-WINDOW:])
     settled = copy.copy(stack)
-    settled.weights = {}
-    for name, weight in stack.weights.items():
-        wide = (slice(None), *[None] * (weight.ndim - 1))
-        settled.weights[name] = torch.where(better[wide], stack.mean[name], weight.detach())
+    settled.weights = {
+        name: torch.where(_wide(better, weight), stack.mean[name], weight.detach())
+        for name, weight in stack.weights.items()
+    }
     return settled
+
+
+def _wide(each: Tensor, weight: Tensor) -> Tensor:
+    """A number for each fit (F,) in a shape that goes with a weight (F, ...)."""
+    return each.reshape(-1, *[1] * (weight.ndim - 1))

@@ -208,6 +208,14 @@ def converged(losses: Sequence[float], options: TrainOptions) -> bool:
     return bool((gain <= noise.clamp_min(options.eps)).all())
 
 
+def no_higher(here: Sequence[float], before: Sequence[float]) -> bool:
+    """Whether some losses are not above others by more than their noise; False if one of `here` is NaN."""
+    new, old = (torch.tensor(losses, dtype=torch.float64) for losses in (here, before))
+    old = old[~old.isnan()]
+    noise = (new.var() / len(new) + old.var() / len(old)).sqrt()
+    return bool(new.mean() - old.mean() <= noise)
+
+
 def stopped_by_nan() -> str:
     """Why a fit ended that met nothing but NaN."""
     return f"no finite loss or gradient for {GIVE_UP} steps in a row"
@@ -239,11 +247,7 @@ class _Mean:
         settled = False
         try:
             _overwrite(parameters, self._mean)
-            here = torch.tensor([objective().value for _ in range(JUDGE)], dtype=torch.float64)
-            before = torch.tensor(losses, dtype=torch.float64)
-            before = before[~before.isnan()]
-            noise = (here.var() / len(here) + before.var() / len(before)).sqrt()
-            settled = bool(here.mean() - before.mean() <= noise)  # False if anything is NaN
+            settled = no_higher([objective().value for _ in range(JUDGE)], losses)
         finally:
             if not settled:
                 _overwrite(parameters, last)

@@ -8,6 +8,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,7 @@ class Job:
     in_rows: bool
     x_is_iid: bool
 
-    @property
+    @cached_property
     def side_by_side(self) -> bool:
         """Whether the observations of a chunk are fitted in common calls."""
         if not (self.in_rows and self.options.retrain_from_scratch):
