@@ -179,6 +179,11 @@ class Group:
     seen: Exploration | None = None
 
     @property
+    def alone(self) -> bool:
+        """Whether all that there is may be spent."""
+        return self.effort == ALONE
+
+    @property
     def like(self) -> dict[str, object]:
         """dtype and device of what is computed."""
         return {"dtype": torch.float64, "device": self.target.device}
@@ -230,7 +235,7 @@ class Group:
 
     def for_a_flow(self) -> Tensor:
         """(F,) whether a flow is to come that may fit better than any mixture: one mode, not in few."""
-        none = self.effort != ALONE or self.target.dim < _FLOW_DIMENSIONS or not self.gradient
+        none = not self.alone or self.target.dim < _FLOW_DIMENSIONS or not self.gradient
         return self.where(lambda record: not none and record.modes == 1 and not record.flown)
 
     def log_z(self) -> Tensor:
@@ -319,7 +324,7 @@ class Group:
         seen = self._seen()
         if seen is not None:
             share = self._missing_near(*seen, q, log_z)
-        if self.gradient and self.effort.search:
+        if self.gradient and self.alone:
             share = torch.maximum(share, self._missing_uphill(q, log_z))
         elif len(self.searched):
             share = torch.maximum(share, self._missing_near(self.searched, self.found, q, log_z))

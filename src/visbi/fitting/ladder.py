@@ -257,7 +257,7 @@ def _mixture(now: Group) -> Sequence[Group]:
         higher = fresh.merit > trial.merit
         best, trial = best.better(other, higher), trial.better(fresh, higher)
     now.consider("a mixture", best, trial)
-    if now.effort != ALONE:
+    if not now.alone:
         return _refits(now, best, trial)
     for i, record in enumerate(now.records):
         one = best.of_fits(now.one(i))
