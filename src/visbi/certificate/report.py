@@ -116,6 +116,12 @@ class Report:
         """
         return 3 / self.n_searched if self.n_searched else math.nan
 
+    @property
+    def _evidence_error(self) -> str:
+        if math.isinf(self.log_evidence_se):
+            return "with an unknown error: the weights may have no mean"
+        return f"+- {self.log_evidence_se:.3f}"
+
     def __str__(self) -> str:
         lines = [
             f"{self.status}: {self.sentence}",
@@ -123,7 +129,7 @@ class Report:
             f"ESS {self.ess:.0f} of {self.n_draws} draws ({100 * self.ess_fraction:.1f} %)",
             f"from the posterior: total variation {self.total_variation:.3f}, "
             f"KL(q, p) {self.kl_reverse:.3f}, KL(p, q) {self.kl_forward:.3f} nats",
-            f"log-evidence {self.log_evidence:.3f} +- {self.log_evidence_se:.3f}",
+            f"log-evidence {self.log_evidence:.3f} {self._evidence_error}",
         ]
         if self.modes or self.n_searched:
             unseen = f"; one that reaches less than {self.least_share:.0e} of the prior may be missed"
