@@ -381,7 +381,7 @@ class TestWhatAFitAdds:
 
 
 def test_an_error_that_is_not_known_is_said_in_words():
-    known = report(gaussian(), gaussian())
+    known = report(gaussian(), gaussian(sd=0.9))
     unknown = dataclasses.replace(known, log_evidence=1.5, log_evidence_se=math.inf)
     assert "+- 0." in str(known) and "inf" not in str(known)
     assert "log-evidence 1.500 with an unknown error" in str(unknown) and "inf" not in str(unknown)
