@@ -197,6 +197,36 @@ def test_ensembles_want_members_of_one_shape():
 
 
 @both
+def test_workers_train_the_same_networks(fit):
+    theta, x = simulations()
+    alone, shared = fit(theta, x, ensemble=2), fit(theta, x, ensemble=2, workers=2)
+    assert shared.traces == alone.traces
+    assert torch.equal(values(shared, theta, x), values(alone, theta, x))
+    assert not any(member.training for member in shared.estimator.members)
+    longer = TrainingOptions(max_epochs=4)
+    further = [
+        fit(theta, x, ensemble=2, options=longer, resume=early, workers=2) for early in (alone, shared)
+    ]
+    assert torch.equal(*(values(fitted, theta, x) for fitted in further))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_training_raises_is_raised_wherever_it_was(workers):
+    theta, x = simulations()
+    nothing = torch.nn.Linear(2, 2)
+    torch.nn.init.constant_(nothing.weight, math.nan)
+    with pytest.raises(RuntimeError, match="finite"):
+        likelihood(theta, x, ensemble=2, theta_embedding_net=nothing, workers=workers)
+
+
+@both
+def test_workers_are_checked(fit):
+    theta, x = simulations()
+    with pytest.raises(ValueError, match="`workers`"):
+        fit(theta, x, workers=0)
+
+
+@both
 def test_resume_equals_uninterrupted_training(fit):
     theta, x = simulations()
     whole = fit(theta, x, ensemble=2, options=TrainingOptions(max_epochs=5))

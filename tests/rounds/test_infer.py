@@ -15,6 +15,7 @@ from visbi.rounds import (
     Round,
     RoundProposal,
     infer,
+    learning,
     likelihood_test,
     reason_to_stop,
     sequential,
@@ -127,6 +128,19 @@ def test_seed_repeats_and_leaves_the_generator_alone() -> None:
     assert torch.equal(_seeded_draws(first), _seeded_draws(again))
     assert first.posterior.report == again.posterior.report and first.errors == again.errors
     assert not torch.equal(_seeded_draws(first), _seeded_draws(other))
+
+
+def test_workers_change_nothing_and_train_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    original, seen = learning.fit_likelihood, []
+
+    def spy(*arguments: Any, workers: int, **keywords: Any) -> Any:
+        seen.append(workers)
+        return original(*arguments, workers=workers, **keywords)
+
+    monkeypatch.setattr(learning, "fit_likelihood", spy)
+    alone, shared = (tiny(simulations=(100, 80), seed=3, workers=workers) for workers in (1, 2))
+    assert seen == [1, 1, 2, 2]
+    assert torch.equal(_seeded_draws(alone), _seeded_draws(shared)) and alone.errors == shared.errors
 
 
 def test_without_a_seed_torch_s_generator_decides() -> None:

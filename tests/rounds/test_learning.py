@@ -31,7 +31,9 @@ def runs(n: int, scale: float = 1.0) -> tuple[Tensor, Tensor]:
 
 
 def learn(n: int, scale: float, earlier: TrainedLikelihood | None) -> TrainedLikelihood:
-    return LEARNING.learn(*runs(n, scale), COORDS, earlier=earlier, seed=n, show_progress_bar=False)
+    return LEARNING.learn(
+        *runs(n, scale), COORDS, earlier=earlier, workers=1, seed=n, show_progress_bar=False
+    )
 
 
 @pytest.mark.parametrize(("scale", "goes_on"), [(1.0, True), (3.0, True), (0.6, True), (0.4, False)])
@@ -72,8 +74,10 @@ def test_too_few() -> None:
 def test_theta_in_a_box_as_it_is_and_else_in_the_prior_s_coordinates() -> None:
     half_line = coordinates(LogNormal(torch.zeros(1), torch.ones(1)))
     theta, x = runs(100)
-    by_box = LEARNING.learn(theta, x, COORDS, earlier=None, seed=0, show_progress_bar=False)
-    by_rate = LEARNING.learn(theta.exp(), x, half_line, earlier=None, seed=0, show_progress_bar=False)
+    by_box = LEARNING.learn(theta, x, COORDS, earlier=None, workers=1, seed=0, show_progress_bar=False)
+    by_rate = LEARNING.learn(
+        theta.exp(), x, half_line, earlier=None, workers=1, seed=0, show_progress_bar=False
+    )
     box, rate = (trained.estimator.members[0] for trained in (by_box, by_rate))
     assert type(box.theta_embedding) is nn.Identity and box.config.z_score_theta == "independent"
     assert type(rate.theta_embedding) is PriorCoordinates and rate.config.z_score_theta == "none"
@@ -84,6 +88,6 @@ def test_batches_suit_the_number_of_runs(n: int, batch_size: int, monkeypatch: p
     seen = []
     monkeypatch.setattr(learning, "fit_likelihood", lambda *args, options, **kwargs: seen.append(options))
     usual = replace(LEARNING, options=None)
-    usual.learn(*runs(n), COORDS, earlier=None, seed=0, show_progress_bar=False)
-    LEARNING.learn(*runs(n), COORDS, earlier=None, seed=0, show_progress_bar=False)
+    usual.learn(*runs(n), COORDS, earlier=None, workers=1, seed=0, show_progress_bar=False)
+    LEARNING.learn(*runs(n), COORDS, earlier=None, workers=1, seed=0, show_progress_bar=False)
     assert seen == [TrainingOptions(batch_size=batch_size), LEARNING.options]

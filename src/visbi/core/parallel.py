@@ -5,12 +5,13 @@ say. Pieces finish in any order, so each must say which one it is.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, TypeVar
 
 from visbi.core.checks import violation
 
-__all__ = ["check_workers", "in_parallel"]
+__all__ = ["check_workers", "in_parallel", "one_thread"]
 
 T = TypeVar("T")
 
@@ -51,6 +52,19 @@ def in_parallel(
             yield from parallel(wave)  # type: ignore[misc]
         return
     yield from parallel(tasks)  # type: ignore[misc]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """torch in one thread: workers share the cores, and sums come out the same wherever they are made."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _waves(tasks: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -12,12 +12,14 @@ had not stopped.
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from visbi.core.checks import finite_tensor, positive_int, violation
+from visbi.core.parallel import check_workers, in_parallel, one_thread
+from visbi.core.progress import Progress
 from visbi.core.random import fresh_seed, seeded, spawn_seeds
 from visbi.core.types import Seed, ZScore
 from visbi.estimators.continuity import check_continuous
@@ -79,6 +81,7 @@ def fit_likelihood(
     options: TrainingOptions = _DEFAULT_OPTIONS,
     warm_start: LikelihoodEnsemble | None = None,
     resume: TrainedLikelihood | None = None,
+    workers: int | None = 1,
     seed: Seed = None,
     show_progress_bar: bool = True,
 ) -> TrainedLikelihood:
@@ -98,6 +101,8 @@ def fit_likelihood(
         options: of training.
         warm_start: an earlier estimator of the same architecture, copied.
         resume: an earlier result on the same simulations.
+        workers: processes that train the networks of an ensemble, one thread each; Ctrl-C keeps nothing
+            of what other processes do.
         seed: makes the result repeatable and leaves torch's global generator alone.
         show_progress_bar: show one for each network.
 
@@ -147,6 +152,7 @@ def fit_likelihood(
         seeds,
         None if resume is None else resume.states,
         options,
+        workers=workers,
         weights=None if weights is None else _weights(weights, theta),
         show_progress_bar=show_progress_bar,
     )
@@ -168,6 +174,7 @@ def fit_ratio(
     options: TrainingOptions = _DEFAULT_OPTIONS,
     warm_start: RatioEnsemble | None = None,
     resume: TrainedRatio | None = None,
+    workers: int | None = 1,
     seed: Seed = None,
     show_progress_bar: bool = True,
 ) -> TrainedRatio:
@@ -186,6 +193,8 @@ def fit_ratio(
         options: of training.
         warm_start: an earlier estimator of the same architecture, copied.
         resume: an earlier result on the same simulations.
+        workers: processes that train the networks of an ensemble, one thread each; Ctrl-C keeps nothing
+            of what other processes do.
         seed: makes the result repeatable and leaves torch's global generator alone.
         show_progress_bar: show one for each network.
 
@@ -232,6 +241,7 @@ def fit_ratio(
         seeds,
         None if resume is None else resume.states,
         options,
+        workers=workers,
         weights=None,
         show_progress_bar=show_progress_bar,
     )
@@ -280,27 +290,71 @@ def _train(
     states: Sequence[TrainingState] | None,
     options: TrainingOptions,
     *,
+    workers: int | None,
     weights: Tensor | None,
     show_progress_bar: bool,
 ) -> tuple[TrainingState, ...]:
-    """Train every network on its loss."""
-    results = []
-    for k, (network, loss) in enumerate(networks):
-        with torch.no_grad():
-            data = network.standardised(theta, x)
-        state = train(
+    """Train every network on its loss, in place."""
+    here = check_workers(workers) == 1
+    tasks = (
+        (
+            k,
             network,
             loss,
-            data,
+            theta,
+            x,
             options,
-            weights=None if weights is None else weights.to(data[0].dtype),
-            seed=seeds[k],
-            resume=None if states is None else states[k],
-            show_progress_bar=show_progress_bar,
-            description=f"Training network {k + 1} of {len(networks)}",
+            weights,
+            seeds[k],
+            None if states is None else states[k],
+            f"Training network {k + 1} of {len(networks)}" if here and show_progress_bar else None,
         )
-        results.append(state)
-    return tuple(results)
+        for k, (network, loss) in enumerate(networks)
+    )
+    found: dict[int, TrainingState] = {}
+    bar = Progress(show_progress_bar and not here, total=len(networks), desc="Training networks")
+    with bar:
+        for k, network, state in in_parallel(_train_one if here else _train_in_one_thread, tasks, workers):
+            if network is not networks[k][0]:  # a copy, from another process
+                networks[k][0].load_state_dict(network.state_dict())
+                networks[k][0].eval()
+            found[k] = state
+            bar.update()
+    return tuple(found[k] for k in range(len(networks)))
+
+
+def _train_one(
+    k: int,
+    network: M,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    theta: Tensor,
+    x: Tensor,
+    options: TrainingOptions,
+    weights: Tensor | None,
+    seed: int,
+    resume: TrainingState | None,
+    title: str | None,
+) -> tuple[int, M, TrainingState]:
+    """Network k, trained, and the state of that; `title` of a progress bar, or None."""
+    with torch.no_grad():
+        data = network.standardised(theta, x)
+    state = train(
+        network,
+        loss,
+        data,
+        options,
+        weights=None if weights is None else weights.to(data[0].dtype),
+        seed=seed,
+        resume=resume,
+        show_progress_bar=title is not None,
+        description=title or "",
+    )
+    return k, network, state
+
+
+def _train_in_one_thread(*task: Any) -> tuple[int, Any, TrainingState]:
+    with one_thread():
+        return _train_one(*task)
 
 
 def _weights(weights: Tensor, theta: Tensor) -> Tensor:

@@ -5,8 +5,7 @@ nor the backend, nor what was finished earlier changes a digit.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from visbi.core.checks import violation
+from visbi.core.parallel import one_thread
 from visbi.core.random import seeded, spawn_seeds
 from visbi.families.base import LinkedFamily
 from visbi.fitting.abreast import fit_abreast, goes_abreast
@@ -64,7 +64,7 @@ class Job:
 
 def run_chunk(index: int, job: Job, x: np.ndarray, seed: int) -> tuple[int, Payload]:
     """Fit the observations x (F, ...) of chunk `index`."""
-    with all_generators(seed), _one_thread():
+    with all_generators(seed), one_thread():
         records = _fitted(job, torch.from_numpy(x).to(job.template.coordinates.low.device), seed)
     return index, [(r.content, {name: t.numpy() for name, t in r.tensors.items()}) for r in records]
 
@@ -173,14 +173,3 @@ def _fitted(job: Job, x: Tensor, seed: int) -> list[Record]:
         else:
             records.append(recorded(job.template, fit))
     return records
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """torch in one thread: workers share the cores, and sums come out the same wherever they are made."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

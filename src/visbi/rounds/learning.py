@@ -57,6 +57,7 @@ class Learning:
         coords: Coordinates,
         *,
         earlier: TrainedLikelihood | None,
+        workers: int | None,
         seed: int,
         show_progress_bar: bool,
     ) -> TrainedLikelihood:
@@ -78,6 +79,7 @@ class Learning:
             theta_embedding_net=None if box else PriorCoordinates(coords),
             ensemble=self.ensemble,
             options=self.options or TrainingOptions(batch_size=batch_size),
+            workers=workers,
             warm_start=None if earlier is None or _narrowed(earlier, x) else earlier.estimator,
             seed=seed,
             show_progress_bar=show_progress_bar,

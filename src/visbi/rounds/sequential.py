@@ -97,7 +97,7 @@ def infer(
         options: of the likelihood's training; None takes the usual ones, with batches that suit the number of
             runs.
         train: keywords for `VIPosterior.train`; `quality_control=False` keeps the last q's from warning.
-        workers: processes that simulate.
+        workers: processes that simulate, and that train the networks of the ensemble.
         store: a folder that keeps finished chunks of simulations, networks and fits. The same call on the
             same folder goes on where a killed one stopped and gives the same numbers as an undisturbed run.
         seed: makes everything repeatable and leaves torch's global generator alone; None draws one from it,
@@ -220,7 +220,13 @@ def _round(
         earlier = None if before is None else before.likelihood
         coords = coordinates(plan.prior)
         learnt = plan.learning.learn(
-            theta, x, coords, earlier=earlier, seed=seeds[1], show_progress_bar=plan.show
+            theta,
+            x,
+            coords,
+            earlier=earlier,
+            workers=plan.workers,
+            seed=seeds[1],
+            show_progress_bar=plan.show,
         )
         if store is not None:
             store.save_likelihood(number, learnt)
