@@ -3,7 +3,8 @@
 For each (task, budget of simulations, observation) one call of `infer` with its defaults, but for
 `stop_early`, which is off, so that all spend the same; where the stopping rule would have ended it is said
 beside. 2000 draws are scored by C2ST against 2000 exact ones. Every call is a line of `results/rounds.jsonl`,
-written as it ends, and is not repeated.
+written as it ends, and is not repeated. With `--workers 2` the networks of the ensemble train side by side,
+and the wall clock is what is asked for.
 
     python benchmarks/rounds.py
 """
@@ -45,7 +46,7 @@ PUBLISHED = {  # mean C2ST of Lueckmann et al. 2021 (figures of the supplement),
 Row = dict[str, Any]
 
 
-def measure(name: str, budget: int, number: int) -> Row:
+def measure(name: str, budget: int, number: int, workers: int) -> Row:
     """One call of `infer` and its scores."""
     problem = PROBLEMS[name]
     load = os.getloadavg()[0]
@@ -58,6 +59,7 @@ def measure(name: str, budget: int, number: int) -> Row:
             problem.observation(number),
             simulations=budget,
             stop_early=False,
+            workers=workers,
             seed=number,
             show_progress_bar=False,
         )
@@ -66,6 +68,7 @@ def measure(name: str, budget: int, number: int) -> Row:
         "task": name,
         "budget": budget,
         "observation": number,
+        "workers": workers,
         "simulations": result.n_simulations,
         "seconds": seconds,
         "cpu_seconds": cpu,
@@ -120,11 +123,13 @@ def _moments(draws: Tensor, reference: Tensor) -> Row:
 
 def read(path: Path) -> list[Row]:
     """The rows so far."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [{"workers": 1, **json.loads(line)} for line in lines]
 
 
-def page(rows: list[Row]) -> str:
+def page(every_row: list[Row]) -> str:
     """The result as a page of Markdown."""
+    rows = [row for row in every_row if row["workers"] == 1]
     keys = sorted({(list(PROBLEMS).index(row["task"]), row["task"], row["budget"]) for row in rows})
     lines = [
         "# Sequential inference beside published numbers",
@@ -144,7 +149,13 @@ def page(rows: list[Row]) -> str:
     ]
     lines += [_line(task, budget, rows) for _, task, budget in keys]
     lines += ["", _missing(rows)]
-    lines += ["", "## Each call", "", "| task | simulations | observation | C2ST | CPU s | status | errors |"]
+    lines += [
+        "",
+        *_by_workers(every_row),
+        "## Each call",
+        "",
+        "| task | simulations | observation | C2ST | CPU s | status | errors |",
+    ]
     lines += [f"|{'---|' * 7}"]
     for row in sorted(
         rows, key=lambda row: (list(PROBLEMS).index(row["task"]), row["budget"], row["observation"])
@@ -173,7 +184,24 @@ def _missing(rows: list[Row]) -> str:
             n = sum((task, budget, number) in there for number in OBSERVATIONS)
             if n < len(OBSERVATIONS):
                 gaps.append(f"{task} at {budget:,} ({len(OBSERVATIONS) - n} of {len(OBSERVATIONS)})")
-    return f"Not run: {', '.join(gaps)}." if gaps else "All was run; at 100,000 simulations nothing."
+    return f"Not run: {', '.join(gaps)}." if gaps else "All was run."
+
+
+def _by_workers(rows: list[Row]) -> list[str]:
+    """What the wall clock says where networks train side by side."""
+    keys = sorted({(row["workers"], row["task"], row["budget"]) for row in rows if row["workers"] > 1})
+    lines = []
+    for workers, task, budget in keys:
+        own = [row for row in rows if (row["workers"], row["task"], row["budget"]) == (workers, task, budget)]
+        seconds, loads = [row["seconds"] for row in own], [row["load"][0] for row in own]
+        lines += [
+            f"With {workers} workers, {task} at {budget:,}: {statistics.mean(seconds):.0f} s by the clock "
+            f"({len(own)} observations, {min(seconds):.0f} to {max(seconds):.0f}, load average "
+            f"{max(loads):.1f} at most when they began), C2ST "
+            f"{statistics.mean(row['c2st'] for row in own):.3f}.",
+            "",
+        ]
+    return lines
 
 
 def _machine(rows: list[Row]) -> str:
@@ -219,6 +247,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=list(PROBLEMS), default=list(PROBLEMS))
     parser.add_argument("--budgets", nargs="+", type=int, default=list(BUDGETS))
     parser.add_argument("--observations", nargs="+", type=int, default=list(OBSERVATIONS))
+    parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--output", type=Path, default=HERE / "results")
     parser.add_argument("--page-only", action="store_true")
     options = parser.parse_args()
@@ -233,11 +262,11 @@ def main() -> None:
         for name in options.tasks
     ]
     for name, budget, number in [] if options.page_only else wanted:
-        if any(
-            (row["task"], row["budget"], row["observation"]) == (name, budget, number) for row in read(path)
-        ):
+        key = (name, budget, number, options.workers)
+        there = [(row["task"], row["budget"], row["observation"], row["workers"]) for row in read(path)]
+        if key in there:
             continue
-        row = measure(name, budget, number)
+        row = measure(*key)
         with path.open("a") as file:
             file.write(json.dumps(row) + "\n")
         print(

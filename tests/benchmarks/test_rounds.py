@@ -37,12 +37,13 @@ def test_observations_are_runs_at_draws_of_the_prior() -> None:
     assert torch.equal(lynx.observation(0), lynx.observation(1)) and lynx.reference(0, 500).shape == (500, 8)
 
 
-def row(task: str, budget: int, number: int, c2st: float) -> dict[str, Any]:
+def row(task: str, budget: int, number: int, c2st: float, workers: int = 1) -> dict[str, Any]:
     errors = {"q": 0.01, "likelihood": 0.2, "moved": 0.1, "q_status": "ok"}
     return {
         "task": task,
         "budget": budget,
         "observation": number,
+        "workers": workers,
         "simulations": budget,
         "seconds": 100.0,
         "cpu_seconds": 50.0,
@@ -66,15 +67,19 @@ def test_page() -> None:
     assert "| two_moons | 1,000 | 2 | 0.550 (0.540) | 0.600 | 0.657 | 0.643 | 50 | 100 | ok |" in text
     assert "| slcp | 10,000 | 1 | 0.700 (0.690) | 0.700 | 0.713 | - |" in text
     assert "two_moons at 1,000 (3 of 5), two_moons at 10,000 (5 of 5), slcp at 1,000 (5 of 5)" in text
+    assert "workers" not in text
+    shared = [*rows, row("two_moons", 1000, 0, 0.5, 2), row("two_moons", 1000, 1, 0.6, 2)]
+    assert "With 2 workers, two_moons at 1,000: 100 s by the clock (2 observations" in rounds.page(shared)
+    assert "| two_moons | 1,000 | 2 | 0.550 (0.540) |" in rounds.page(shared)
     assert text.count("more simulations") == 3 and "Nothing measured" in rounds.page([])
 
 
 def test_what_is_there_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run: list[tuple[str, int, int]] = []
+    run: list[tuple[str, int, int, int]] = []
 
-    def measured(name: str, budget: int, number: int) -> dict[str, Any]:
-        run.append((name, budget, number))
-        return row(name, budget, number, 0.6)
+    def measured(name: str, budget: int, number: int, workers: int) -> dict[str, Any]:
+        run.append((name, budget, number, workers))
+        return row(name, budget, number, 0.6, workers)
 
     monkeypatch.setattr(rounds, "measure", measured)
     options = [
@@ -90,7 +95,10 @@ def test_what_is_there_is_not_run_again(tmp_path: Path, monkeypatch: pytest.Monk
     for observations in (["0"], ["0", "1"], ["0", "1"]):
         monkeypatch.setattr("sys.argv", [*options, *observations])
         rounds.main()
-    assert run == [("slcp", 1000, 0), ("slcp", 1000, 1)]
+    assert run == [("slcp", 1000, 0, 1), ("slcp", 1000, 1, 1)]
+    monkeypatch.setattr("sys.argv", [*options, "0", "--workers", "2"])
+    rounds.main()
+    assert run[2:] == [("slcp", 1000, 0, 2)]
     lines = (tmp_path / "rounds.jsonl").read_text().splitlines()
-    assert [json.loads(line)["observation"] for line in lines] == [0, 1]
+    assert [json.loads(line)["observation"] for line in lines] == [0, 1, 0]
     assert "| slcp | 1,000 | 2 |" in (tmp_path / "rounds.md").read_text()
