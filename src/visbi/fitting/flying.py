@@ -24,7 +24,7 @@ from visbi.fitting.refine import patch
 __all__ = ["fly", "patched", "polished"]
 
 _ROUNDS, _MOST_ROUNDS = 3, 4  # the last one where a flow is near, but its weights are not sound yet
-_STEPS, _BATCHES = 200, (128, 224)  # of a round, and draws in the first round's steps, and in later ones
+_STEPS, _BATCHES = 200, (128, 192)  # of a round, and draws in the first round's steps, and in later ones
 _HOPELESS, _NEAR = 0.02, 0.1
 _ENOUGH, _ENOUGH_KHAT = 0.6, 0.6
 _FORWARD = 0.5
