@@ -8,13 +8,12 @@ from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 from visbi.fitting import mixture as module
+from visbi.fitting.em import expectation_maximisation, maximise
 from visbi.fitting.mixture import (
     Mixture,
     defence,
     defended,
-    expectation_maximisation,
     local_covariances,
-    maximise,
     merged,
     spread_out,
 )

@@ -17,14 +17,13 @@ import torch
 from torch import Tensor
 
 from visbi.core.logs import exp_, log_sum_exp
+from visbi.fitting.em import expectation_maximisation, maximise
 from visbi.fitting.explore import Exploration
 from visbi.fitting.match import match_gaussian
 from visbi.fitting.mixture import (
     Mixture,
     defended,
-    expectation_maximisation,
     local_covariances,
-    maximise,
     merged,
     spread_out,
 )
