@@ -141,7 +141,7 @@ def page(every_row: list[Row]) -> str:
         "Lueckmann et al., Benchmarking simulation-based inference, AISTATS 2021, whose MCMC on the learned "
         "likelihood takes 9 to 29 minutes of these at 10,000 simulations. Lynx and hare: one observation, "
         "seeds of the method; the reference is long NUTS on the exact likelihood.",
-        *([_machine(rows)] if rows else ["Nothing measured."]),
+        *([_machine(every_row)] if every_row else ["Nothing measured."]),
         "",
         "| task | simulations | observations | C2ST (network) | worst | SNLE | SNPE | CPU s | wall s "
         "| status | error of q | of the likelihood | moved | stops after | C2ST there |",
