@@ -33,7 +33,7 @@ def too_low(q: Proposal, z: Tensor, least: Tensor) -> Tensor:
 
     Of a mixture all components are added up only where the largest alone does not show that it is not.
 
-    >>> q = Mixture.of(torch.zeros(1, 1), torch.zeros(1, 1, 1), torch.ones(1, 1, 1))
+    >>> q = Mixture.of(torch.zeros(1, 1), torch.zeros(1, 1, 1), torch.ones(1, 1, 1, 1))
     >>> too_low(q, torch.tensor([[[0.0], [4.0]]]), torch.tensor([[-5.0, -5.0]]))
     tensor([[False,  True]])
     """
