@@ -11,6 +11,8 @@ DEV := $(VENV)/.dev-installed
 DOCS := $(VENV)/.docs-installed
 # One thread for each test worker unless the user says otherwise.
 PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest
+# Measured in one thread, scores included: scikit-learn's trees would take every core beside other work.
+BENCH = OMP_NUM_THREADS=1 $(BIN)/python
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-doc test-slow test-peers contract-table test-lowest lint format types docs bench step-time lynx-hare contract-c2st auto-fit auto-fit-peers neural-potentials floors many amortized rounds reference peers dev clean
@@ -59,35 +61,35 @@ docs: $(DOCS) ## the manual, into site/
 bench: step-time lynx-hare contract-c2st auto-fit neural-potentials floors many amortized rounds ## every benchmark that ends in a table
 
 step-time: $(CORE) .venvs/sbi/.installed ## milliseconds per gradient step beside sbi
-	$(BIN)/python benchmarks/step_time.py --visbi-python $(BIN)/python --sbi-python .venvs/sbi/bin/python
+	$(BENCH) benchmarks/step_time.py --visbi-python $(BIN)/python --sbi-python .venvs/sbi/bin/python
 
 lynx-hare: $(CORE) ## the lynx-hare posterior by visbi beside long NUTS
-	$(BIN)/python benchmarks/lynx_hare.py
+	$(BENCH) benchmarks/lynx_hare.py
 
 contract-c2st: $(CORE) ## C2ST of the defaults on the linear Gaussian, every family and objective
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/contract_c2st.py
+	$(BENCH) benchmarks/contract_c2st.py
 
 auto-fit: $(CORE) .venvs/sbi/.installed ## q="auto" and sbi on targets with exact draws; resumes
-	$(BIN)/python benchmarks/auto_fit.py --visbi-python $(BIN)/python --sbi-python .venvs/sbi/bin/python
+	$(BENCH) benchmarks/auto_fit.py --visbi-python $(BIN)/python --sbi-python .venvs/sbi/bin/python
 
 auto-fit-peers: $(CORE) .venvs/sbi/.installed .venvs/numpyro/.installed .venvs/blackjax/.installed ## every peer there too
-	$(BIN)/python benchmarks/auto_fit.py --sbi-python .venvs/sbi/bin/python --numpyro-python .venvs/numpyro/bin/python \
+	$(BENCH) benchmarks/auto_fit.py --sbi-python .venvs/sbi/bin/python --numpyro-python .venvs/numpyro/bin/python \
 	  --blackjax-python .venvs/blackjax/bin/python --tools sbi-maf-fKL sbi-nsf-rKL numpyro-nuts blackjax-pathfinder blackjax-smc
 
 neural-potentials: $(CORE) .venvs/sbi/.installed ## q="auto" and sbi on learned likelihoods and ratios; resumes
-	$(BIN)/python benchmarks/neural_potentials.py --visbi-python $(BIN)/python --sbi-python .venvs/sbi/bin/python
+	$(BENCH) benchmarks/neural_potentials.py --visbi-python $(BIN)/python --sbi-python .venvs/sbi/bin/python
 
 floors: $(CORE) ## what the automatic fit's stages cost beside the least that they could
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/floors.py
+	$(BENCH) benchmarks/floors.py
 
 many: $(DEV) .venvs/sbi/.installed ## fit_many beside loops of single fits, and calibration of a thousand fits
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/many.py --sbi-python .venvs/sbi/bin/python
+	$(BENCH) benchmarks/many.py --sbi-python .venvs/sbi/bin/python
 
 amortized: $(DEV) .venvs/sbi/.installed ## q(theta | x) from 10,000 simulations, raw and corrected; resumes
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/amortized.py --sbi-python .venvs/sbi/bin/python
+	$(BENCH) benchmarks/amortized.py --sbi-python .venvs/sbi/bin/python
 
 rounds: $(DEV) ## infer beside published numbers of SNLE and SNPE; resumes
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/rounds.py
+	$(BENCH) benchmarks/rounds.py
 
 reference: .venvs/numpyro/.installed ## the lynx-hare posterior by long NUTS, into benchmarks/data/
 	.venvs/numpyro/bin/python benchmarks/reference_lynx_hare.py
