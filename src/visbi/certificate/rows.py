@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from visbi.core.checks import violation
-from visbi.core.logs import log_sum_exp
+from visbi.core.logs import UNDERFLOW, log_sum_exp
 
 __all__ = [
     "MIN_DRAWS",
@@ -34,7 +34,6 @@ __all__ = [
 MIN_DRAWS = 25
 """Fewer leave a tail of less than the five points that a Pareto fit needs."""
 _CONSTANT = 1e-3  # spread of log w below which the weights are constant and a tail has no shape
-_UNDERFLOW = -700.0  # exp of less is next to zero in float64
 _PRIOR_SHAPE, _PRIOR_EXCESSES = 0.5, 10
 _AT_ONCE = 2**22  # numbers
 
@@ -78,7 +77,7 @@ def _smooth_finite(log_w: Tensor) -> tuple[Tensor, Tensor]:
     tail = top.values
     constant = (values.std(1) < _CONSTANT) | (tail[:, 0] - tail[:, -1] < _CONSTANT)
     khat[constant] = -torch.inf
-    excess = tail.clamp_min(_UNDERFLOW).exp()
+    excess = tail.clamp_min(UNDERFLOW).exp()
     cutoff = excess[:, -1:]
     # the fit is scaled by the lower quartile of the excesses; where that is zero it returns any number
     fitted = ~constant & (excess[:, size - int(size / 4 + 0.5)] > cutoff[:, 0])
@@ -92,7 +91,7 @@ def _smooth_finite(log_w: Tensor) -> tuple[Tensor, Tensor]:
     quantiles = quantiles.log().minimum(tail[fitted, :1])
     sound = torch.isfinite(quantiles).all(1) & (scale > 0)
     rows = fitted.nonzero()[sound, 0]
-    better = values[rows].clamp_min(_UNDERFLOW).scatter(1, top.indices[rows, :-1], quantiles[sound])
+    better = values[rows].clamp_min(UNDERFLOW).scatter(1, top.indices[rows, :-1], quantiles[sound])
     raw[rows] = torch.log_softmax(better, 1)
     return raw, khat
 

@@ -8,9 +8,11 @@ log-sums do not change by a bit.
 import torch
 from torch import Tensor
 
-__all__ = ["exp_", "log_sum_exp"]
+__all__ = ["UNDERFLOW", "exp_", "log_sum_exp"]
 
-_FLOOR = {torch.float64: -700.0, torch.float32: -80.0}
+UNDERFLOW = -700.0
+"""exp of less is next to zero in float64."""
+_FLOOR = {torch.float64: UNDERFLOW, torch.float32: -80.0}
 
 
 def exp_(values: Tensor) -> Tensor:

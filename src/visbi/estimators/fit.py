@@ -295,7 +295,7 @@ def _train(
     show_progress_bar: bool,
 ) -> tuple[TrainingState, ...]:
     """Train every network on its loss, in place."""
-    here = check_workers(workers) == 1
+    here = check_workers(workers) == 1 or len(networks) == 1  # one alone needs no other process
     tasks = (
         (
             k,
@@ -313,8 +313,9 @@ def _train(
     )
     found: dict[int, TrainingState] = {}
     bar = Progress(show_progress_bar and not here, total=len(networks), desc="Training networks")
+    train_each = _train_one if here else _train_in_one_thread
     with bar:
-        for k, network, state in in_parallel(_train_one if here else _train_in_one_thread, tasks, workers):
+        for k, network, state in in_parallel(train_each, tasks, 1 if here else workers):
             if network is not networks[k][0]:  # a copy, from another process
                 networks[k][0].load_state_dict(network.state_dict())
                 networks[k][0].eval()

@@ -34,10 +34,8 @@ _ACCEPTANCE = 0.8
 _WALK_ACCEPTANCE = 0.234
 _MAX_MOVES, _MAX_WALKS = 12, 40
 _MIN_MOVES = 2  # with one, what comes after the explorer has more to mend and takes longer
-_FIRST_MOVES, _FIRST = (
-    1,
-    0.01,
-)  # but below this temperature, where priors far too wide spend most of their steps
+_FIRST = 0.01  # temperature below which far too wide priors spend most of their steps, and
+_FIRST_MOVES = 1  # one is enough
 _CORRELATION = 0.5  # moves go on until lag-one correlation falls below
 _STALLED = 0.08  # or falls by less than this in a round
 _MAX_TEMPERATURES = 200
