@@ -20,11 +20,12 @@ from torch import Tensor
 from step_time import processor
 from targets import NAMES, target
 from visbi.families.coupling_stack import CouplingStack
+from visbi.families.gaussians import Mixture
 from visbi.fitting.climbing import ALONE, Group, Record
 from visbi.fitting.explore import Exploration, explore
 from visbi.fitting.flow import FlowProposal, flow_body, train_flows
 from visbi.fitting.match import match_gaussian
-from visbi.fitting.mixture import Mixture, defended
+from visbi.fitting.mixture import defended
 from visbi.fitting.pool import Pool
 from visbi.fitting.refine import from_particles, refined
 from visbi.fitting.target import Target as Ell

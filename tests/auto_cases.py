@@ -13,9 +13,9 @@ from posterior_cases import SD, X, box, log_p
 from visbi import VIPosterior
 from visbi.certificate import certify
 from visbi.core.random import seeded
+from visbi.families.gaussians import Mixture
 from visbi.fitting.flow import FlowProposal, flow_body, widened
 from visbi.fitting.ladder import Answer
-from visbi.fitting.mixture import Mixture
 from visbi.fitting.pool import Proposal
 from visbi.fitting.refine import Blend
 from visbi.fitting.target import Target

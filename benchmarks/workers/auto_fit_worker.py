@@ -4,10 +4,10 @@
 
 TOOL is `visbi` (q="auto"), `visbi-FAMILY`, or `sbi-FAMILY-METHOD`, each with the tool's own defaults, or
 `exact`: other exact draws, which show what scores can be had. Draws go to the file: `draws`, and for visbi
-`raw`, those of q before they are corrected. A first fit, of a Gaussian, loads what a tool loads on first use
-and is not timed. One JSON line says what it took: seconds of this process's CPU
-and of the clock for `train` and for the first 2000 draws, rows of theta at which the potential was evaluated
-with and without gradient, and the report.
+`raw`, those of q before they are corrected. A first fit, of a Gaussian by the same family, loads what a tool
+loads on first use and is not timed. One JSON line says what it took: seconds of this process's CPU and of the
+clock for `train` and for the first 2000 draws, rows of theta at which the potential was evaluated with and
+without gradient, and the report.
 """
 
 import contextlib
@@ -83,19 +83,21 @@ def exact_draws(goal: Target, seed: int) -> tuple[dict[str, Any], dict[str, Tens
     return {**zero, "n_values": 0, "n_gradients": 0}, {"draws": goal.sample(DRAWS, 5000 + seed)}
 
 
-def warm_up(package: str) -> None:
-    """Fit a planar Gaussian, with the diagnostics that follow a fit."""
+def warm_up(package: str, family: str) -> None:
+    """Fit a planar Gaussian by the same family and draw from it: what a package loads on use is not measured."""
 
     def potential(theta: Tensor, x_o: Tensor | None = None) -> Tensor:
         return -0.5 * theta.square().sum(-1)
 
     prior = Independent(Normal(torch.zeros(2), 2 * torch.ones(2)), 1)
     vi_posterior = importlib.import_module(MODULES[package]).VIPosterior
-    posterior = vi_posterior(potential, prior, q="maf")
+    posterior = vi_posterior(potential, prior, q=family)
     posterior.set_default_x(torch.zeros(1, 1))
+    short = {} if family == "auto" else {"max_num_iters": 2, "quality_control": False}
     with contextlib.redirect_stdout(io.StringIO()):
-        posterior.train(max_num_iters=2, quality_control=False, show_progress_bar=False)
+        posterior.train(**short, show_progress_bar=False)
         posterior.evaluate()
+        posterior.sample((1,))
 
 
 def fit_visbi(goal: Target, family: str, seed: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -166,20 +168,19 @@ def main() -> None:
     answer = os.fdopen(os.dup(1), "w")
     sys.stdout = sys.stderr  # what a tool prints must not reach the driver
     torch.set_num_threads(1)
-    package, *rest = tool.split("-")
+    package, *rest = (tool if "-" in tool else f"{tool}-auto").split("-")
     module = importlib.import_module(MODULES[package])
     goal = target(name)
     caught: list[str] = []
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
-        if package != "exact":
-            warm_up(package)
         if package == "exact":
             result, draws = exact_draws(goal, seed)
-        elif package == "visbi":
-            result, draws = fit_visbi(goal, rest[0] if rest else "auto", seed)
         else:
-            result, draws = fit_sbi(goal, rest[0], rest[1], seed)
+            warm_up(package, rest[0])
+            result, draws = (
+                fit_visbi(goal, rest[0], seed) if package == "visbi" else fit_sbi(goal, *rest, seed)
+            )
         caught = sorted({str(warning.message)[:200] for warning in heard})
     np.savez_compressed(path, **{key: value.detach().double().numpy() for key, value in draws.items()})
     result["warnings"] = caught

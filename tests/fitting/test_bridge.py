@@ -10,12 +10,12 @@ from torch.distributions import MultivariateNormal
 
 from visbi.certificate.report import certify
 from visbi.families.coupling_stack import CouplingStack
+from visbi.families.gaussians import Mixture
 from visbi.fitting import flying
 from visbi.fitting.bridge import ProposalBase, bridge
 from visbi.fitting.climbing import ALONE, Answer, Group, Record
 from visbi.fitting.explore import explore
 from visbi.fitting.flow import FlowProposal, flow_body
-from visbi.fitting.mixture import Mixture
 from visbi.fitting.pool import Pool
 from visbi.fitting.refine import Blend
 from visbi.fitting.target import Target

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
+from visbi.families.gaussians import Mixture
 from visbi.fitting.climbing import ALONE, Group, Record
-from visbi.fitting.mixture import Mixture
 from visbi.fitting.pool import Pool
 from visbi.fitting.target import Target
 from visbi.priors import coordinates

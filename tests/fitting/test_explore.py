@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
+from visbi.families.gaussians import Mixture
 from visbi.fitting.explore import StandardNormal, drift, explore
-from visbi.fitting.mixture import Mixture
 from visbi.fitting.target import Target, log_standard_normal
 from visbi.priors import BoxUniform, coordinates
 

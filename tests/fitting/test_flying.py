@@ -9,12 +9,12 @@ from torch.distributions import MultivariateNormal
 
 from visbi.certificate.rows import effective_sample_size
 from visbi.families.coupling_stack import CouplingStack
+from visbi.families.gaussians import Mixture
 from visbi.fitting import flying
 from visbi.fitting.climbing import ALONE, Group, Record
 from visbi.fitting.explore import explore
 from visbi.fitting.flow import FlowProposal, flow_body, train_flows
 from visbi.fitting.flying import fly, polished
-from visbi.fitting.mixture import Mixture
 from visbi.fitting.pool import Pool, thinned
 from visbi.fitting.target import Target
 from visbi.priors import coordinates

@@ -10,12 +10,13 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from visbi.certificate import WeightedDraws
+from visbi.families.gaussians import Mixture
 from visbi.fitting import ladder
 from visbi.fitting.budget import Budget
 from visbi.fitting.climbing import ALONE, Answer, Group, Record
 from visbi.fitting.explore import explore
 from visbi.fitting.ladder import climb
-from visbi.fitting.mixture import Mixture, defended
+from visbi.fitting.mixture import defended
 from visbi.fitting.pool import Pool
 from visbi.fitting.refine import around
 from visbi.fitting.target import Target

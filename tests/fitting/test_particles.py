@@ -8,9 +8,9 @@ import torch
 from torch.distributions import MultivariateNormal
 
 from visbi.certificate.report import certify
+from visbi.families.gaussians import Mixture
 from visbi.fitting.climbing import ALONE, Answer, Group, Record
 from visbi.fitting.explore import explore
-from visbi.fitting.mixture import Mixture
 from visbi.fitting.particles import kernels, settle
 from visbi.fitting.pool import Pool
 from visbi.fitting.target import Target

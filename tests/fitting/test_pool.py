@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from visbi.certificate import effective_sample_size, pareto_smooth
-from visbi.fitting.mixture import Mixture
+from visbi.families.gaussians import Mixture
 from visbi.fitting.pool import Pool, Trial
 from visbi.fitting.target import Target
 from visbi.priors import coordinates

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
+from visbi.families.gaussians import Mixture
 from visbi.fitting.explore import explore
-from visbi.fitting.mixture import Mixture, defended
+from visbi.fitting.mixture import defended
 from visbi.fitting.pool import Pool
 from visbi.fitting.refine import Blend, around, from_particles, matched, patch, refined
 from visbi.fitting.target import Target

@@ -9,10 +9,11 @@ from torch.distributions import MultivariateNormal
 
 from visbi.certificate import WeightedDraws
 from visbi.certificate.weights import effective_sample_size
+from visbi.families.gaussians import Mixture
 from visbi.fitting.budget import Budget
 from visbi.fitting.climbing import ALONE, SIDE_BY_SIDE
 from visbi.fitting.ladder import climb_together
-from visbi.fitting.mixture import Mixture, defended
+from visbi.fitting.mixture import defended
 from visbi.fitting.pool import Pool
 from visbi.fitting.target import ManyTargets
 from visbi.priors import coordinates

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
+from visbi.families.gaussians import Mixture
 from visbi.fitting.budget import Budget
 from visbi.fitting.ladder import climb
-from visbi.fitting.mixture import Mixture
 from visbi.fitting.target import Target
 from visbi.fitting.uphill import too_low, tops, uphill
 from visbi.priors import coordinates

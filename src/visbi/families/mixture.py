@@ -30,13 +30,13 @@ from visbi.core.checks import finite_tensor, positive_int, violation
 from visbi.core.logs import log_sum_exp
 from visbi.families.base import Body, path_part
 from visbi.families.gaussian import UNIT
+from visbi.families.gaussians import Mixture
 
 __all__ = ["MixtureBody"]
 
 _SPREAD = 0.7  # of the components' means at the start; with their variances it makes up that of N(0, I)
 _LEAST_WEIGHT = 1e-12  # a weight of zero has no logarithm
 _LARGEST_RATIO = 1e3  # of a conditional cdf to its density, in units of the component's scale
-_PIECE = 1 << 23  # entries of the largest tensor while log q of many points is evaluated
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
@@ -179,14 +179,16 @@ class MixtureBody(Body):
         return log_sum_exp(self.logits.log_softmax(0)[:, None] + log_n, 0)
 
     def log_prob(self, z: Tensor) -> Tensor:
-        loc, scale_tril, z = self.loc, self.scale_tril, z.double()
-        log_w = self.logits.log_softmax(0)
-        rows = max(1, _PIECE // (len(loc) * self.dim))
-        pieces = [
-            log_sum_exp(log_w[:, None] + log_n.sum(1), 0)
-            for log_n in (_log_normal(_noise(p, loc, scale_tril), scale_tril) for p in z.split(rows))
-        ]
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        z = z.double()
+        if not torch.is_grad_enabled():
+            return self._plain().log_prob(z[None])[0]
+        scale_tril = self.scale_tril
+        log_n = _log_normal(_noise(z, self.loc, scale_tril), scale_tril).sum(1)
+        return log_sum_exp(self.logits.log_softmax(0)[:, None] + log_n, 0)
+
+    def _plain(self) -> Mixture:
+        """As it is, for several times faster densities without gradient."""
+        return Mixture(self.logits.log_softmax(0)[None], self.loc[None], self.scale_tril[None])
 
     def score_at_draws(self, z: Tensor) -> Tensor:
         with torch.no_grad():

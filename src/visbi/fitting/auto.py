@@ -12,13 +12,13 @@ from visbi.core.checks import violation
 from visbi.core.progress import Progress
 from visbi.families.base import Body, LinkedFamily
 from visbi.families.blend import BlendBody
+from visbi.families.gaussians import Mixture
 from visbi.families.mixture import MixtureBody
 from visbi.fitting.budget import Budget
 from visbi.fitting.config import TrainOptions
 from visbi.fitting.flow import FlowProposal
 from visbi.fitting.gradient import Trace
 from visbi.fitting.ladder import Answer, climb
-from visbi.fitting.mixture import Mixture
 from visbi.fitting.pool import Proposal
 from visbi.fitting.refine import Blend, around
 from visbi.fitting.single import Problem

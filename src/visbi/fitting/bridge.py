@@ -13,11 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from visbi.families.gaussians import Mixture
 from visbi.fitting.climbing import Group
 from visbi.fitting.explore import Exploration, explore
 from visbi.fitting.flow import FlowProposal
 from visbi.fitting.flying import patched, polished
-from visbi.fitting.mixture import Mixture, defended
+from visbi.fitting.mixture import defended
 from visbi.fitting.pool import UNSOUND, Proposal
 from visbi.fitting.refine import Blend, from_particles, refined
 

@@ -11,12 +11,13 @@ from torch import Tensor
 from visbi.certificate.report import Report, certify_many
 from visbi.certificate.rows import cleaned, pareto_smooth
 from visbi.certificate.weights import resample
+from visbi.core.rows import picked
+from visbi.families.gaussians import Mixture
 from visbi.fitting.budget import BudgetReached
 from visbi.fitting.explore import Exploration, drift
-from visbi.fitting.mixture import Mixture, defended
+from visbi.fitting.mixture import defended
 from visbi.fitting.pool import BELIEVED, DISCOUNT, Pool, Proposal, Trial
 from visbi.fitting.refine import POINTS, ROUNDS, TRIAL, around
-from visbi.fitting.rows import picked
 from visbi.fitting.target import Target
 from visbi.fitting.uphill import too_low, tops
 

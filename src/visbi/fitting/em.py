@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from visbi.core.logs import exp_
-from visbi.fitting.mixture import POLYNOMIAL_DIMENSIONS, Mixture, monomials
+from visbi.families.gaussians import POLYNOMIAL_DIMENSIONS, Mixture, monomials
 
 __all__ = ["expectation_maximisation", "maximise"]
 

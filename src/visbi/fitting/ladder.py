@@ -25,18 +25,19 @@ from torch.quasirandom import SobolEngine
 
 from visbi.certificate.modes import find_modes
 from visbi.certificate.report import BROKEN, broken_sentence, certify
+from visbi.core.rows import picked, trues_first
+from visbi.families.gaussians import Mixture
 from visbi.fitting.bridge import bridge
 from visbi.fitting.budget import BudgetReached
 from visbi.fitting.climbing import ALONE, FEW, SEARCHED, Answer, Effort, Group, Record
 from visbi.fitting.explore import explore
 from visbi.fitting.flying import fly
 from visbi.fitting.match import match_gaussian
-from visbi.fitting.mixture import Mixture, defended, local_covariances, spread_out
+from visbi.fitting.mixture import defended, local_covariances, spread_out
 from visbi.fitting.particles import settle
 from visbi.fitting.pool import UNSOUND, Pool, Trial
 from visbi.fitting.probe import useful_gradient
 from visbi.fitting.refine import from_particles, matched, refined
-from visbi.fitting.rows import picked, trues_first
 from visbi.fitting.target import Target, is_usable
 
 __all__ = ["Answer", "climb", "climb_together"]

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from visbi.certificate.report import certify
+from visbi.core.rows import picked
+from visbi.families.gaussians import Mixture
 from visbi.fitting.climbing import Answer, Group
-from visbi.fitting.mixture import Mixture, local_covariances
-from visbi.fitting.rows import picked
+from visbi.fitting.mixture import local_covariances
 from visbi.fitting.state import PARTICLES
 
 __all__ = ["kernels", "settle"]

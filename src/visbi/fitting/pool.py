@@ -31,7 +31,7 @@ UNSOUND = 0.9
 
 
 class Proposal(Protocol):
-    """F distributions that can be drawn from and evaluated; `fitting.mixture.Mixture` is one."""
+    """F distributions that can be drawn from and evaluated; `families.gaussians.Mixture` is one."""
 
     def sample(self, n: int) -> Tensor:
         """(F, n, d)."""
@@ -117,7 +117,7 @@ class Pool:
         proposals: those that were drawn from, which must not change afterwards, with the trials of them.
 
     >>> from torch.distributions import Independent, Normal
-    >>> from visbi.fitting.mixture import Mixture
+    >>> from visbi.families.gaussians import Mixture
     >>> from visbi.priors import coordinates
     >>> prior = Independent(Normal(torch.zeros(2).double(), 1.0), 1)
     >>> pool = Pool(Target(lambda theta: prior.log_prob(theta) + 3, coordinates(prior)))

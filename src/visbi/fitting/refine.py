@@ -17,18 +17,13 @@ import torch
 from torch import Tensor
 
 from visbi.core.logs import exp_, log_sum_exp
+from visbi.core.rows import leading, picked
+from visbi.families.gaussians import Mixture
 from visbi.fitting.em import expectation_maximisation, maximise
 from visbi.fitting.explore import Exploration
 from visbi.fitting.match import match_gaussian
-from visbi.fitting.mixture import (
-    Mixture,
-    defended,
-    local_covariances,
-    merged,
-    spread_out,
-)
+from visbi.fitting.mixture import defended, local_covariances, merged, spread_out
 from visbi.fitting.pool import Pool, Proposal, Trial, thinned
-from visbi.fitting.rows import leading, picked
 from visbi.fitting.target import Target
 
 __all__ = ["Blend", "around", "from_particles", "matched", "patch", "refined"]

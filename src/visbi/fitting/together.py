@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
+from visbi.families.gaussians import Mixture
 from visbi.fitting.auto import fit_of, starting
 from visbi.fitting.budget import Budget
 from visbi.fitting.climbing import SIDE_BY_SIDE
 from visbi.fitting.config import TrainOptions
 from visbi.fitting.ladder import Answer, climb_together
-from visbi.fitting.mixture import Mixture
 from visbi.fitting.state import AutoFit
 from visbi.fitting.target import ManyTargets
 from visbi.priors.transforms import Coordinates

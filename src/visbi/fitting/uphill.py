@@ -12,10 +12,11 @@ them is the caller's.
 import torch
 from torch import Tensor
 
-from visbi.fitting.mixture import Mixture, spread_out
+from visbi.core.rows import picked
+from visbi.families.gaussians import Mixture
+from visbi.fitting.mixture import spread_out
 from visbi.fitting.pool import Proposal
 from visbi.fitting.refine import matched
-from visbi.fitting.rows import picked
 from visbi.fitting.target import Target
 
 __all__ = ["too_low", "tops", "uphill"]

@@ -26,7 +26,7 @@ from torch import Tensor
 from visbi.certificate.weights import effective_sample_size, resample
 from visbi.core.checks import in_interval, positive_int, violation
 from visbi.core.types import Shape
-from visbi.fitting.mixture import Mixture
+from visbi.families.gaussians import Mixture
 from visbi.fitting.refine import around
 from visbi.posterior import VIPosterior
 from visbi.priors import coordinates
