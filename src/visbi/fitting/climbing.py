@@ -295,7 +295,12 @@ class Group:
             smooth = pareto_smooth(cleaned(trial.log_w))[0]
             z = picked(trial.z, torch.stack([resample(row, self.effort.drifters) for row in smooth]))
             moved = drift(
-                self.target, z, q.log_prob, gradient=self.gradient, rounds=self.effort.drift_rounds
+                self.target,
+                z,
+                q.log_prob,
+                gradient=self.gradient,
+                rounds=self.effort.drift_rounds,
+                step=None if self.seen is None else self.seen.step,
             ).tolist()
         except BudgetReached:
             left = "the budget left no room to check that resampled draws stay where they are."

@@ -29,11 +29,13 @@ from visbi.fitting.target import Target, log_standard_normal
 __all__ = ["Base", "Exploration", "StandardNormal", "drift", "explore"]
 
 _ESS = 0.5
-_LEAPFROG = 5
+_LEAPFROG = 5  # steps of a move, at most: fewer where steps are so long that
+_QUARTER = 1.6  # this length, a quarter of a unit Gaussian's orbit, is passed before
 _ACCEPTANCE = 0.8
 _WALK_ACCEPTANCE = 0.234
+_GAIN = 1.7  # one over the slope of acceptance by the logarithm of the step, there
 _MAX_MOVES, _MAX_WALKS = 12, 40
-_MIN_MOVES = 2  # with one, what comes after the explorer has more to mend and takes longer
+_MOVES = 2  # with one, what is fitted to the particles has more to mend and takes longer
 _FIRST = 0.01  # temperature below which far too wide priors spend most of their steps, and
 _FIRST_MOVES = 1  # one is enough
 _CORRELATION = 0.5  # moves go on until lag-one correlation falls below
@@ -83,6 +85,7 @@ class Exploration:
         log_evidence: (F,) the usual estimate of log Z; finds modes, is not to be trusted in high dimension.
         log_evidences: (T, F) the same on the way, from 0.
         acceptance: (F,) mean acceptance of the last moves.
+        step: (F,) size of steps, in units of the particles' covariance, that the moves had come to.
     """
 
     z: Tensor
@@ -94,6 +97,7 @@ class Exploration:
     log_evidence: Tensor
     log_evidences: Tensor
     acceptance: Tensor
+    step: Tensor
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean (F, d) and covariance (F, d, d) of the final particles."""
@@ -124,6 +128,7 @@ class Exploration:
             log_evidence=self.log_evidence[which],
             log_evidences=self.log_evidences[:, which],
             acceptance=self.acceptance[which],
+            step=self.step[which],
         )
 
 
@@ -164,7 +169,13 @@ class _Population:
 
 
 def explore(
-    target: Target, n: int = 1024, *, fits: int = 1, base: Base | None = None, gradient: bool = True
+    target: Target,
+    n: int = 1024,
+    *,
+    fits: int = 1,
+    base: Base | None = None,
+    gradient: bool = True,
+    moves: int = _MOVES,
 ) -> Exploration:
     """Carry `n` particles from the base to the posterior.
 
@@ -174,6 +185,7 @@ def explore(
         fits: independent populations.
         base: where they start; None is N(0, I).
         gradient: whether the moves use the potential's gradient.
+        moves: rounds at each temperature, at least.
 
     Raises:
         BudgetReached: the target's budget is used up.
@@ -188,8 +200,8 @@ def explore(
     """
     base = StandardNormal(target.dim) if base is None else base
     like = torch.zeros((), dtype=torch.float64, device=target.device)
-    moves = _Moves(target, base, gradient)
-    now = moves.at(base.sample(fits, n, like))
+    kernel = _Moves(target, base, gradient, moves)
+    now = kernel.at(base.sample(fits, n, like))
     beta, log_z = like.expand(fits), like.expand(fits)
     betas, log_zs, seen, values = [beta], [log_z], [now.z], [now.relative]
     while bool((beta < 1).any()):
@@ -198,7 +210,7 @@ def explore(
         increments = (new - beta)[:, None] * relative
         log_z = log_z + log_sum_exp(increments, 1) - math.log(n)
         now, beta = now.taken(_resample(increments)), new
-        now = moves.forget(now, beta)
+        now = kernel.forget(now, beta)
         betas.append(beta)
         log_zs.append(log_z)
         seen.append(now.z)
@@ -212,16 +224,17 @@ def explore(
         betas=torch.stack(betas),
         log_evidence=log_z,
         log_evidences=torch.stack(log_zs),
-        acceptance=moves.acceptance,
+        acceptance=kernel.acceptance,
+        step=kernel.step,
     )
 
 
 class _Moves:
     """Markov kernels that leave the tempered density as it is, and what they learn about it."""
 
-    def __init__(self, target: Target, base: Base, gradient: bool) -> None:
-        self.target, self.base, self.gradient = target, base, gradient
-        start = 0.5 / target.dim**0.25 if gradient else 2.38 / math.sqrt(target.dim)
+    def __init__(self, target: Target, base: Base, gradient: bool, least: int = _MOVES) -> None:
+        self.target, self.base, self.gradient, self.least = target, base, gradient, least
+        start = 0.8 / target.dim**0.25 if gradient else 2.38 / math.sqrt(target.dim)
         self.step = torch.full((1,), start, dtype=torch.float64, device=target.device)
         self.acceptance = torch.ones(1, dtype=torch.float64, device=target.device)
 
@@ -237,7 +250,7 @@ class _Moves:
         scale, start = _root(_covariance(now.z)), now.z
         most = _MAX_MOVES if self.gradient else _MAX_WALKS
         least = _STALLED if self.gradient else _STALLED / _LEAPFROG
-        enough = _FIRST_MOVES if float(beta.max()) < _FIRST else _MIN_MOVES
+        enough = _FIRST_MOVES if float(beta.max()) < _FIRST else self.least
         before = 1.0
         for done in range(1, most + 1):
             now = self.round(now, beta, scale)
@@ -252,7 +265,7 @@ class _Moves:
     def adapt(self) -> None:
         """Step size after a round's acceptance."""
         aim = _ACCEPTANCE if self.gradient else _WALK_ACCEPTANCE
-        self.step = (self.step * (self.acceptance - aim).exp()).clamp(1e-4, 2.5)
+        self.step = (self.step * (_GAIN * (self.acceptance - aim)).exp()).clamp(1e-4, 2.5)
 
     def round(self, now: _Population, beta: Tensor, scale: Tensor) -> _Population:
         """One round for all particles, in coordinates y = scale^-1 z where they have unit covariance."""
@@ -261,12 +274,17 @@ class _Moves:
         self.acceptance = probability.mean(1)
         return now.replaced(new, torch.rand_like(probability) < probability)
 
+    @property
+    def leapfrog(self) -> int:
+        """Steps of a Hamiltonian move: particles are somewhere else after a quarter of an orbit."""
+        return min(_LEAPFROG, math.ceil(_QUARTER / float(self.step.median())))
+
     def _hamiltonian(self, now: _Population, beta: Tensor, scale: Tensor) -> tuple[_Population, Tensor]:
         size = self.step[:, None, None] * torch.empty_like(now.z[..., :1]).uniform_(0.6, 1.4)
         momentum = torch.randn_like(now.z)
         before = now.log_tempered(beta) - 0.5 * momentum.square().sum(-1)
         new, slope = now, now.slope(beta) @ scale
-        for _ in range(_LEAPFROG):
+        for _ in range(self.leapfrog):
             momentum = momentum + 0.5 * size * slope
             new = self.at(new.z + size * (momentum @ scale.mT))
             slope = new.slope(beta) @ scale
@@ -337,6 +355,7 @@ def drift(
     *,
     gradient: bool,
     rounds: int = 5,
+    step: Tensor | None = None,
 ) -> Tensor:
     """How far the posterior's own moves carry draws towards where q is too low, in standard errors.
 
@@ -350,6 +369,7 @@ def drift(
         log_q: (F, N, d) -> (F, N).
         gradient: whether the moves use the potential's gradient.
         rounds: of moves.
+        step: (F,) what an exploration of the same posterior had come to; None finds it on the way.
 
     Returns:
         (F,) the mean rise of log-weights over its standard error where the rise is above `_RISE`; else 0.
@@ -366,6 +386,8 @@ def drift(
     """
     moves = _Moves(target, StandardNormal(target.dim), gradient)
     one = torch.ones(len(z), dtype=z.dtype, device=z.device)
+    if step is not None:
+        moves.step = step
     scale = _root(_covariance(z))
     start = now = moves.at(z)
     for _ in range(rounds if gradient else rounds * _LEAPFROG):

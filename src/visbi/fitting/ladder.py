@@ -35,7 +35,7 @@ from visbi.fitting.flying import fly
 from visbi.fitting.match import match_gaussian
 from visbi.fitting.mixture import defended, local_covariances, spread_out
 from visbi.fitting.particles import settle
-from visbi.fitting.pool import UNSOUND, Pool, Trial
+from visbi.fitting.pool import BELIEVED, UNSOUND, Pool, Trial
 from visbi.fitting.probe import useful_gradient
 from visbi.fitting.refine import from_particles, matched, refined
 from visbi.fitting.target import Target, is_usable
@@ -43,7 +43,8 @@ from visbi.fitting.target import Target, is_usable
 __all__ = ["Answer", "climb", "climb_together"]
 
 _SPARE = 0.2  # effective share of draws with which a rung's answer is final
-_CLEAR = 0.5  # with which the Gaussian's is, and no mixture need be tried
+_CLEAR, _CLEAR_KHAT = 0.5, 0.5  # with which the Gaussian's is, and no mixture need be tried
+_NEARLY = 0.25  # of a Gaussian from which refits of it are tried before anything else
 _LEAST_SHARE = 1e-9  # of the prior beyond the outermost draw, in each dimension
 _ROOM = 8  # times the draws of the search: a budget that leaves less is not spent on it
 _LOOKED_AT = 512  # promising draws of the prior
@@ -175,11 +176,13 @@ def _gaussian(now: Group) -> Sequence[Group]:
     q = Mixture.of(torch.zeros_like(loc[:, :1]), match.loc[:, None], match.cov[:, None])
     trial = now.pool.draw(defended(q), now.effort.trial)
     now.consider("a Gaussian", q, trial)
-    passed = (trial.share > _CLEAR) & (trial.khat < 0.5)
-    now.tell(~passed, lambda i: f"a Gaussian had an effective share of {float(trial.share[i]):.2f}")
+    now.tell(
+        trial.share <= _CLEAR, lambda i: f"a Gaussian had an effective share of {float(trial.share[i]):.2f}"
+    )
     _try_start(now)
-    alone, others = now.parts(passed)
-    rest = [] if alone is None else _only_a_gaussian(alone, q.of_fits(passed))
+    near = (trial.share > _NEARLY) & (trial.khat < BELIEVED)
+    alone, others = now.parts(near)
+    rest = [] if alone is None else _only_a_gaussian(alone, q.of_fits(near), trial.of_fits(near))
     return [*rest, *([] if others is None else [others])]
 
 
@@ -188,12 +191,28 @@ def _try_start(now: Group) -> None:
         now.consider("the start", now.start, now.pool.draw(defended(now.start), now.effort.trial))
 
 
-def _only_a_gaussian(now: Group, q: Mixture) -> Sequence[Group]:
-    """Whether Gaussians that fit where they are leave out mass elsewhere."""
-    wide = defended(q)
+def _only_a_gaussian(now: Group, q: Mixture, trial: Trial) -> Sequence[Group]:
+    """Gaussians that fit where they are; those that nearly do are refitted first."""
     if now.target.dim <= _WIDE and now.effort.confirming:
-        now.seen = explore(now.target, now.effort.confirming, fits=now.target.fits, gradient=now.gradient)
-    log_z = now.log_z()
+        now.seen = explore(
+            now.target, now.effort.confirming, fits=now.target.fits, gradient=now.gradient, moves=1
+        )
+    clear = (trial.share > _CLEAR) & (trial.khat < _CLEAR_KHAT)
+    good, nearly = now.parts(clear)
+    rest = [] if good is None else _unless_more(good, "a Gaussian", q.of_fits(clear), spare=_CLEAR)
+    if nearly is None:
+        return rest
+    q, _, steady = _refitted(nearly, q.of_fits(~clear), trial.of_fits(~clear))
+    over, others = nearly.parts(steady < _LITTLE)
+    rest += [] if over is None else [over]
+    if others is not None:
+        rest += _unless_more(others, "a mixture", q.of_fits(steady >= _LITTLE), spare=_SPARE)
+    return rest
+
+
+def _unless_more(now: Group, rung: str, q: Mixture, *, spare: float) -> list[Group]:
+    """Certify q of what may be one mode, unless mass shows elsewhere; those that have no answer then."""
+    wide, log_z = defended(q), now.log_z()
     missed = ~now.all()
     if now.start is not None:
         missed = now.missing_at(wide, defended(now.start), log_z) > FEW
@@ -201,12 +220,12 @@ def _only_a_gaussian(now: Group, q: Mixture) -> Sequence[Group]:
         missed = missed | (now.missing(wide, log_z) > FEW)
     if not bool(missed.all()):
         missed = missed | (now.missing_at(wide, defended(_other_gaussians(now)), log_z) > FEW)
-    now.tell(missed, "a Gaussian missed other modes")
+    now.tell(missed, f"{rung} missed other modes")
     rest, alone = now.parts(missed)
     found = [] if rest is None else [rest]
     if alone is not None:
-        answered = alone.certified("a Gaussian", wide.of_fits(~missed), spare=_CLEAR)
-        found += [group for group in alone.parts(~answered)[:1] if group is not None]
+        answered = alone.certified(rung, wide.of_fits(~missed), spare=spare)
+        found += [] if bool(answered.all()) else [alone.only(~answered)]
     return found
 
 
