@@ -7,7 +7,7 @@ import torch
 from torch.distributions import MultivariateNormal
 
 from visbi.families.gaussians import Mixture
-from visbi.fitting.explore import StandardNormal, drift, explore
+from visbi.fitting.explore import StandardNormal, _Moves, drift, explore
 from visbi.fitting.target import Target, log_standard_normal
 from visbi.priors import BoxUniform, coordinates
 
@@ -316,3 +316,15 @@ def test_draws_walk_to_what_q_misses_next_to_them(gradient):
     target = Target(whole.log_prob, coordinates(whole))
     assert float(drift(target, z, log_q, gradient=gradient)) > 5
     assert drift(target, torch.randn_like(z), whole.log_prob, gradient=gradient).tolist() == [0.0]
+
+
+def test_moves_end_after_a_quarter_orbit():
+    """In a Gaussian, whose best steps are long, a move takes few of them; all are the explorer's to know."""
+    found = explore(target_of(two_gaussians([1.0], [[0.5] * 4], 0.3)), 512)
+    moves = _Moves(target_of(NARROW), StandardNormal(2), gradient=True)
+    counts = []
+    for moves.step in (torch.tensor([0.1]), found.step, torch.tensor([0.9, 0.9, 0.1]), torch.tensor([2.0])):
+        counts.append(moves.leapfrog)
+    assert counts[0] == 5 and counts[1] < 5 and counts[2:] == [2, 1]
+    assert found.step.shape == found.acceptance.shape == (1,)
+    assert float(found.acceptance) == pytest.approx(0.8, abs=0.1)

@@ -43,8 +43,8 @@ def target_of(log_p, dim: int = 2, **limits) -> Target:
     return Target(log_p, coordinates(standard(dim)), Budget(**limits))
 
 
-def group_of(log_p) -> Group:
-    target = target_of(log_p)
+def group_of(log_p, dim: int = 2) -> Group:
+    target = target_of(log_p, dim)
     return Group(target, [Record()], ALONE, Pool(target))
 
 
@@ -90,6 +90,25 @@ class TestAnswers:
         torch.testing.assert_close(torch.cov(z.mT).reshape(dim, dim), cov, atol=0.008, rtol=0)
         assert answer.q.log_prob(answer.z[None]).shape == (1, len(answer.z)) == (1, report.n_draws)
         torch.testing.assert_close(answer.q.log_prob(answer.z[None])[0], answer.log_q)
+
+    def test_what_is_nearly_a_gaussian_is_refitted(self):
+        """A slight bend: the Gaussian's own draws lead to a mixture, before any is sought."""
+
+        def bent(theta):
+            y = 3 * theta
+            straight = torch.cat([y[:, :1], y[:, 1:2] - 0.3 * y[:, :1].square(), y[:, 2:]], 1)
+            return 3.0 + standard(4).log_prob(straight) + 4 * math.log(3)
+
+        answers = []
+        for seed in range(4):
+            torch.manual_seed(seed)
+            (now,) = ladder._look(group_of(bent, 4))
+            assert ladder._gaussian(now) == []
+            (record,) = now.records
+            assert record.answer is not None and within_errors(record.answer[1], 3.0)
+            answers.append(record.answer)
+        assert "a mixture" in [rung for rung, _ in answers]
+        assert {answer.report.status for _, answer in answers} <= set(GOOD)
 
     def test_four_modes(self):
         answer = climb(target_of(four))
