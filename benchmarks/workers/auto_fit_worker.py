@@ -84,7 +84,7 @@ def exact_draws(goal: Target, seed: int) -> tuple[dict[str, Any], dict[str, Tens
 
 
 def warm_up(package: str, family: str) -> None:
-    """Fit a planar Gaussian by the same family and draw from it: what a package loads on use is not measured."""
+    """Fit a planar Gaussian by the same family and draw from it: what is loaded on use is not measured."""
 
     def potential(theta: Tensor, x_o: Tensor | None = None) -> Tensor:
         return -0.5 * theta.square().sum(-1)

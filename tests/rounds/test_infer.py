@@ -173,7 +173,7 @@ def test_one_number_of_simulations_is_split_over_the_rounds() -> None:
 def test_stops_when_another_round_would_not_show() -> None:
     """A plain model is learnt well, but q is hardly fitted: its error hides what rounds move."""
     well = dict(simulations=(1000, 300, 300), flow="maf", hidden_features=16, options=None)
-    told = tiny(**well, stop_early=True, seed=0)
+    told = tiny(**well, stop_early=True, seed=1)
     errors = told.errors
     assert len(told.rounds) == 2 and "less than its own error" in told.stop_reason
     assert errors.moved is not None and errors.moved < errors.own and not errors.contradicted

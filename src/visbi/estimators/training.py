@@ -1,12 +1,14 @@
 r"""The one training loop: minibatch AdamW on the mean of a loss per row, stopped on held-out rows.
 
-Beside the plain loop it does two things that bring a learned likelihood nearer to the true one: the weights
+Beside the plain loop it does three things that bring a learned likelihood nearer to the true one: the weights
 that are validated and kept are a running average of the iterates w_t (Polyak and Juditsky 1992),
 
     a_t = d_t a_(t-1) + (1 - d_t) w_t,    d_t = min(averaging, (1 + t) / (10 + t)),
 
-and weights decay apart from the gradient (Loshchilov and Hutter 2019). At the end the module holds the
-average of the epoch with the lowest held-out loss.
+weights decay apart from the gradient (Loshchilov and Hutter 2019), and the learning rate falls where the
+held-out loss does not: by the factor `cooling` after `cool_after` epochs without a better one. At the end the
+module holds the average of the epoch with the lowest held-out loss. No single row decides which that is: see
+`_within_reach`.
 
 Every epoch runs under a seed of its own, derived from the one before, so that a run resumed from its
 `TrainingState` takes the steps of one that was never stopped.
@@ -29,6 +31,7 @@ from visbi.estimators.training_state import TrainingOptions, TrainingState, Trai
 __all__ = ["train"]
 
 _VALIDATION_ROWS = 8192  # held-out rows in one call
+_FAR = 20.0
 _MOST_SKIPPED = 0.5  # of an epoch's steps
 
 
@@ -110,6 +113,17 @@ def _stop_reason(trace: TrainingTrace, options: TrainingOptions) -> str:
     return "max_epochs" if epochs >= options.max_epochs else ""
 
 
+def _coolings(trace: TrainingTrace, after: int) -> int:
+    """How often the held-out loss has not fallen for `after` epochs since it fell or the rate did."""
+    best, waited, coolings = math.inf, 0, 0
+    for loss in trace.validation:
+        waited = 0 if loss < best else waited + 1
+        best = min(best, loss)
+        if waited == after:
+            waited, coolings = 0, coolings + 1
+    return coolings
+
+
 class _Run:
     """One call of `train`, advanced epoch by epoch: module, optimiser, average and the split rows."""
 
@@ -131,13 +145,10 @@ class _Run:
         )
         self.held_out, self.rows = self._split(data, weights)
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        rate, decay = options.learning_rate, options.weight_decay
-        self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=rate, weight_decay=decay, fused=True)
+        self.optimizer = torch.optim.AdamW(self.parameters.values(), fused=True)
         if start.last:
             module.load_state_dict(start.last)
             self.optimizer.load_state_dict(copy.deepcopy(start.optimizer))
-            for group in self.optimizer.param_groups:
-                group.update(lr=rate, weight_decay=decay)
         self.average = _cloned({**self.parameters, **start.average})
 
     def _split(self, data: Sequence[Tensor], weights: Tensor | None) -> tuple[list[Tensor], list[Tensor]]:
@@ -154,6 +165,10 @@ class _Run:
 
     def epoch(self) -> None:
         """All rows once, then the held-out ones."""
+        options = self.options
+        rate = options.learning_rate * options.cooling ** _coolings(self.trace, options.cool_after)
+        for group in self.optimizer.param_groups:
+            group.update(lr=rate, weight_decay=options.weight_decay)
         with seeded(self.next_seed):
             losses, n_steps = self._take_steps()
         skipped = n_steps - len(losses)
@@ -202,11 +217,12 @@ class _Run:
         _set(self.parameters, self.average)
         self.module.eval()
         pieces = math.ceil(len(self.held_out[0]) / _VALIDATION_ROWS)
-        chunks = zip(*(tensor.tensor_split(pieces) for tensor in self.held_out), strict=True)
-        total = sum(float((weights * self.loss(*batch)).sum()) for weights, *batch in chunks)
+        weights, *data = self.held_out
+        chunks = zip(*(tensor.tensor_split(pieces) for tensor in data), strict=True)
+        losses = _within_reach(torch.cat([self.loss(*batch) for batch in chunks]))
         averaged = _cloned(self.module.state_dict())
         _set(self.parameters, last)
-        loss = total / float(self.held_out[0].sum())
+        loss = float((weights * losses).sum() / weights.sum())
         return (loss if math.isfinite(loss) else math.inf), averaged
 
     def state(self, stop_reason: str) -> TrainingState:
@@ -222,6 +238,17 @@ class _Run:
             best=self.best,
             optimizer=copy.deepcopy(self.optimizer.state_dict()),
         )
+
+
+def _within_reach(losses: Tensor) -> Tensor:
+    """Losses (N,), at most `_FAR` widths of their middle half above the median.
+
+    One simulation far outside of the others may lose a million nats, and whether it loses more or less after
+    an epoch would decide when training ends.
+    """
+    low, median, high = losses.double().quantile(torch.tensor([0.25, 0.5, 0.75]).to(losses).double())
+    limit = torch.where(high > low, median + _FAR * (high - low), torch.inf)
+    return losses.clamp_max(limit.to(losses))
 
 
 def _cloned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -16,7 +16,9 @@ class TrainingOptions:
     """How an estimator is trained.
 
     Attributes:
-        learning_rate: of AdamW.
+        learning_rate: of AdamW, at first.
+        cooling: factor that it takes, in (0, 1], after
+        cool_after: epochs without a better held-out loss.
         batch_size: rows in a step, at most; the batches of an epoch differ by one row at most.
         max_epochs: passes over the data, at most; resumed parts count together.
         validation_fraction: share of the rows that is held out, in (0, 1).
@@ -37,21 +39,24 @@ class TrainingOptions:
     ValueError: `validation_fraction`: expected a number in (0, 1); got 1.5
     """
 
-    learning_rate: float = 1e-3
+    learning_rate: float = 4e-3
+    cooling: float = 0.3
+    cool_after: int = 5
     batch_size: int = 200
     max_epochs: int = 2000
     validation_fraction: float = 0.1
-    patience: int = 20
+    patience: int = 15
     clip_value: float = 5.0
     weight_decay: float = 0.1
     averaging: float = 0.99
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "max_epochs", "patience"):
+        for name in ("cool_after", "batch_size", "max_epochs", "patience"):
             positive_int(name, getattr(self, name))
         for name in ("learning_rate", "clip_value"):
             positive(name, getattr(self, name))
         in_interval("validation_fraction", self.validation_fraction, 0.0, 1.0)
+        in_interval("cooling", self.cooling, 0.0, 1.0, closed="r")
         in_interval("weight_decay", self.weight_decay, 0.0, math.inf, closed="l")
         in_interval("averaging", self.averaging, 0.0, 1.0, closed="l")
 
@@ -76,7 +81,7 @@ class TrainingTrace:
 
     @property
     def best_loss(self) -> float:
-        """The lowest held-out loss; inf before there is one."""
+        """The lowest held-out loss, rows far above the others brought down; inf before there is one."""
         return self.validation[self.best_epoch] if self.best_epoch >= 0 else math.inf
 
 

