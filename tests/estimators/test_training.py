@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from visbi.core.random import seeded
-from visbi.estimators import TrainingOptions, training
+from visbi.estimators import TrainingOptions, TrainingTrace, training
 from visbi.estimators.training import train
 
 
@@ -45,7 +45,7 @@ def test_stops_without_improvement_and_keeps_the_best_weights():
 @pytest.mark.parametrize("averaging", [0.0, 0.99])
 def test_resumed_training_equals_uninterrupted_training(averaging):
     def options(epochs):
-        return TrainingOptions(**FAST, max_epochs=epochs, averaging=averaging)
+        return TrainingOptions(**FAST, max_epochs=epochs, averaging=averaging, cool_after=1)
 
     net, loss, data = problem()
     whole = train(net, loss, data, options(8), seed=3)
@@ -230,6 +230,9 @@ def test_validation_in_pieces_equals_validation_at_once(monkeypatch):
     ("name", "value"),
     [
         ("learning_rate", 0.0),
+        ("cooling", 0.0),
+        ("cooling", 1.1),
+        ("cool_after", 0),
         ("batch_size", 0),
         ("max_epochs", 1.5),
         ("validation_fraction", 0.0),
@@ -243,3 +246,41 @@ def test_validation_in_pieces_equals_validation_at_once(monkeypatch):
 def test_options_validate_themselves(name, value):
     with pytest.raises(ValueError, match=f"`{name}`"):
         TrainingOptions(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("losses", "coolings"),
+    [
+        ((), 0),
+        ((3.0, 2.0, 1.0), 0),
+        ((1.0, 2.0), 0),
+        ((1.0, 2.0, 2.0), 1),
+        ((1.0, 2.0, 0.5, 1.0), 0),
+        ((9.0,) * 5, 2),
+    ],
+)
+def test_the_rate_falls_after_epochs_without_a_better_loss(losses, coolings):
+    assert training._coolings(TrainingTrace(validation=losses), 2) == coolings
+
+
+def test_the_optimiser_takes_the_rate_that_is_left():
+    net, loss, data = problem()
+    options = TrainingOptions(**FAST, max_epochs=40, patience=12, cool_after=2, cooling=0.5)
+    state = train(net, loss, data, options, seed=0)
+    earlier = TrainingTrace(validation=state.trace.validation[:-1])  # what was known before the last epoch
+    coolings = training._coolings(earlier, 2)
+    assert coolings >= 3
+    assert state.optimizer["param_groups"][0]["lr"] == pytest.approx(1e-2 * 0.5**coolings)
+
+
+def test_a_row_far_from_the_others_does_not_decide_when_training_ends():
+    losses = torch.randn(99, dtype=torch.float64)
+    far = torch.cat([losses, torch.tensor([1e9, math.inf]).double()])
+    brought = training._within_reach(far)
+    assert torch.equal(brought[:99], losses)
+    low, middle, high = far.quantile(torch.tensor([0.25, 0.5, 0.75]).double()).tolist()
+    assert brought[99:].tolist() == pytest.approx([middle + 20 * (high - low)] * 2)
+    # rows that are mostly alike, or not numbers, stay
+    alike = torch.tensor([1.0, 1.0, 1.0, 1.0, 5.0])
+    assert torch.equal(training._within_reach(alike), alike)
+    assert bool(training._within_reach(torch.tensor([1.0, math.nan, 2.0])).isnan().any())
