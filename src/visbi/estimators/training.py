@@ -31,7 +31,7 @@ from visbi.estimators.training_state import TrainingOptions, TrainingState, Trai
 __all__ = ["train"]
 
 _VALIDATION_ROWS = 8192  # held-out rows in one call
-_FAR = 20.0
+_FAR = 20.0  # see `_within_reach`
 _MOST_SKIPPED = 0.5  # of an epoch's steps
 
 

@@ -176,13 +176,17 @@ def _gaussian(now: Group) -> Sequence[Group]:
     q = Mixture.of(torch.zeros_like(loc[:, :1]), match.loc[:, None], match.cov[:, None])
     trial = now.pool.draw(defended(q), now.effort.trial)
     now.consider("a Gaussian", q, trial)
-    now.tell(
-        trial.share <= _CLEAR, lambda i: f"a Gaussian had an effective share of {float(trial.share[i]):.2f}"
-    )
+    clear = (trial.share > _CLEAR) & (trial.khat < _CLEAR_KHAT)
+    nearly = (trial.share > _NEARLY) & (trial.khat < BELIEVED) & torch.tensor(d <= _WIDE).to(clear)
+    now.tell(~clear, lambda i: f"a Gaussian had {trial.numbers(i)}")
     _try_start(now)
-    near = (trial.share > _NEARLY) & (trial.khat < BELIEVED)
+    near = clear | nearly
     alone, others = now.parts(near)
-    rest = [] if alone is None else _only_a_gaussian(alone, q.of_fits(near), trial.of_fits(near))
+    rest = (
+        []
+        if alone is None
+        else _only_a_gaussian(alone, q.of_fits(near), trial.of_fits(near), clear=clear[near])
+    )
     return [*rest, *([] if others is None else [others])]
 
 
@@ -191,13 +195,12 @@ def _try_start(now: Group) -> None:
         now.consider("the start", now.start, now.pool.draw(defended(now.start), now.effort.trial))
 
 
-def _only_a_gaussian(now: Group, q: Mixture, trial: Trial) -> Sequence[Group]:
-    """Gaussians that fit where they are; those that nearly do are refitted first."""
+def _only_a_gaussian(now: Group, q: Mixture, trial: Trial, *, clear: Tensor) -> Sequence[Group]:
+    """Gaussians that fit where they are, the `clear` ones; those that only nearly do are refitted first."""
     if now.target.dim <= _WIDE and now.effort.confirming:
         now.seen = explore(
             now.target, now.effort.confirming, fits=now.target.fits, gradient=now.gradient, moves=1
         )
-    clear = (trial.share > _CLEAR) & (trial.khat < _CLEAR_KHAT)
     good, nearly = now.parts(clear)
     rest = [] if good is None else _unless_more(good, "a Gaussian", q.of_fits(clear), spare=_CLEAR)
     if nearly is None:
