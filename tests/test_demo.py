@@ -7,10 +7,16 @@ import pytest
 import torch
 
 from visbi.demo import FULL, QUICK, Effort, exact_posterior, run_demo
+from visbi.estimators import TrainingOptions
 from visbi.posterior import VIPosterior
 from visbi.simulators.zoo import lynx_hare
 
-TINY = Effort(simulations=(400, 200), max_epochs=2, q="gaussian", train={"max_num_iters": 5, "init": "prior"})
+TINY = Effort(
+    simulations=(400, 200),
+    options=TrainingOptions(max_epochs=2),
+    q="gaussian",
+    train={"max_num_iters": 5, "init": "prior"},
+)
 
 
 @pytest.fixture(scope="module")
@@ -79,4 +85,4 @@ def test_exact_posterior_is_repeatable() -> None:
 
 def test_quick_is_less() -> None:
     assert sum(QUICK.simulations) < sum(FULL.simulations)
-    assert QUICK.max_epochs < FULL.max_epochs
+    assert QUICK.options is not None and FULL.options is None

@@ -45,19 +45,19 @@ class Effort:
 
     Attributes:
         simulations: runs of the simulator at draws of the prior, then in each round.
-        max_epochs: of the likelihood's training in each round, at most.
+        options: of the likelihood's training in each round; None takes those of `infer`.
         q: the variational family.
         train: keywords for `VIPosterior.train`.
     """
 
     simulations: tuple[int, ...]
-    max_epochs: int
+    options: TrainingOptions | None = None
     q: str = "auto"
     train: Mapping[str, Any] = field(default_factory=dict)
 
 
-FULL = Effort(simulations=(3000, 2000, 2500, 2500), max_epochs=500)
-QUICK = Effort(simulations=(2000, 1000, 1000), max_epochs=100)
+FULL = Effort(simulations=(3000, 2000, 2500, 2500))
+QUICK = Effort(simulations=(2000, 1000, 1000), options=TrainingOptions(max_epochs=100))
 
 
 def run_demo(
@@ -133,7 +133,7 @@ def simulation_posterior(
         q=effort.q,
         usable=usable,
         stop_early=False,
-        options=TrainingOptions(max_epochs=effort.max_epochs),
+        options=effort.options,
         train={**effort.train, "quality_control": False},  # the report says it
         workers=workers,
         seed=seed,
