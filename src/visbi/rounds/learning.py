@@ -15,6 +15,7 @@ Where a prior is no box, its coordinates are what the network sees: a wide prior
 most of a standardised theta in a corner.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -34,7 +35,8 @@ __all__ = ["Learning", "learning_set", "usable_runs"]
 _MIN_KEPT = 50
 _FEW_ENTRIES = 16  # of x, up to which splines are affordable
 _BATCHES, _SMALLEST, _LARGEST = 20, 50, 400  # of an epoch, and rows in one
-_COOL_AFTER, _PATIENCE = 3, 8  # epochs: the next round goes on where this one ends
+_COOL_AFTER, _PATIENCE = 3, 8  # epochs, of
+_EPOCH = 20  # steps at least: the weights that are judged are an average over about a hundred
 _WARM = 0.25  # of the usual learning rate: networks that go on should not forget
 _RESCALED = 0.5  # share of its former spread below which x asks for another standardisation
 
@@ -93,9 +95,13 @@ class Learning:
 
 
 def _options(n: int, *, warm: bool) -> TrainingOptions:
-    """For n runs; `warm` networks go on from earlier ones."""
+    """For n runs; `warm` networks go on from earlier ones, and the next round from where this one ends."""
+    batch_size = min(max(n // _BATCHES, _SMALLEST), _LARGEST)
+    longer = max(1.0, _EPOCH * batch_size / n)
     usual = TrainingOptions(
-        batch_size=min(max(n // _BATCHES, _SMALLEST), _LARGEST), cool_after=_COOL_AFTER, patience=_PATIENCE
+        batch_size=batch_size,
+        cool_after=math.ceil(_COOL_AFTER * longer),
+        patience=math.ceil(_PATIENCE * longer),
     )
     return replace(usual, learning_rate=_WARM * usual.learning_rate) if warm else usual
 
