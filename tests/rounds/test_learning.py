@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import LogNormal
 
-from visbi.estimators import TrainedLikelihood, TrainingOptions
+from visbi.estimators import TrainedLikelihood, TrainingOptions, fit_likelihood
 from visbi.estimators.prior_coordinates import PriorCoordinates
 from visbi.priors import BoxUniform, coordinates
 from visbi.rounds import learning
@@ -83,11 +83,22 @@ def test_theta_in_a_box_as_it_is_and_else_in_the_prior_s_coordinates() -> None:
     assert type(rate.theta_embedding) is PriorCoordinates and rate.config.z_score_theta == "none"
 
 
-@pytest.mark.parametrize(("n", "batch_size"), [(100, 50), (2000, 100), (20_000, 200)])
-def test_batches_suit_the_number_of_runs(n: int, batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("n", "batch_size", "cool_after", "patience"),
+    [(100, 50, 30, 80), (750, 50, 4, 11), (2000, 100, 3, 8), (20_000, 400, 3, 8)],
+)
+def test_options_suit_the_number_of_runs(
+    n: int, batch_size: int, cool_after: int, patience: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Waiting is 60 steps at least before the rate falls; networks that go on start at a quarter of it."""
     seen = []
     monkeypatch.setattr(learning, "fit_likelihood", lambda *args, options, **kwargs: seen.append(options))
     usual = replace(LEARNING, options=None)
-    usual.learn(*runs(n), COORDS, earlier=None, workers=1, seed=0, show_progress_bar=False)
-    LEARNING.learn(*runs(n), COORDS, earlier=None, workers=1, seed=0, show_progress_bar=False)
-    assert seen == [TrainingOptions(batch_size=batch_size), LEARNING.options]
+    plain = dict(workers=1, seed=0, show_progress_bar=False)
+    theta, x = runs(n)
+    earlier = fit_likelihood(theta, x, options=TrainingOptions(max_epochs=1), seed=0, show_progress_bar=False)
+    usual.learn(theta, x, COORDS, earlier=None, **plain)
+    usual.learn(theta, x, COORDS, earlier=earlier, **plain)
+    LEARNING.learn(theta, x, COORDS, earlier=earlier, **plain)
+    cold = TrainingOptions(batch_size=batch_size, cool_after=cool_after, patience=patience)
+    assert seen == [cold, replace(cold, learning_rate=cold.learning_rate / 4), LEARNING.options]

@@ -86,7 +86,7 @@ class Mixture:
         precision = self._inverse.mT @ self._inverse
         pull = (precision @ m[..., None])[..., 0]
         steep = precision.diagonal(dim1=-2, dim2=-1).amax() * (m.abs().amax() + 1).square()
-        if not float(steep) < _STEEPEST:
+        if steep.is_meta or not float(steep) < _STEEPEST:
             return None
         i, j = torch.triu_indices(d, d, device=m.device)
         twice = torch.where(i == j, 1.0, 2.0).to(m)
