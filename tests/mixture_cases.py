@@ -24,6 +24,10 @@ def known(weights: list[float], centres: list[list[float]], sd: float = 0.5) -> 
     return Mixture.of(torch.tensor(weights, dtype=torch.float64)[None].log(), loc, cov)
 
 
+CENTRES = [[-1.5, -1.5], [-1.2, 1.5], [1.5, 1.2], [0.8, -1.7]]
+FOUR = known([0.4, 0.3, 0.2, 0.1], CENTRES, 0.15)
+
+
 def reference(q: Mixture, fit: int) -> MixtureSameFamily:
     components = MultivariateNormal(q.loc[fit], q.cov[fit])
     return MixtureSameFamily(Categorical(logits=q.log_weights[fit]), components)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
+from mixture_cases import FOUR, known
 from visbi.certificate import WeightedDraws
 from visbi.families.gaussians import Mixture
 from visbi.fitting import ladder
@@ -23,16 +24,6 @@ from visbi.fitting.target import Target
 from visbi.priors import coordinates
 
 GOOD = ("ok", "corrected")
-CENTRES = [[-1.5, -1.5], [-1.2, 1.5], [1.5, 1.2], [0.8, -1.7]]
-
-
-def known(weights: list[float], centres: list[list[float]], sd: float) -> Mixture:
-    loc = torch.tensor(centres, dtype=torch.float64)[None]
-    cov = sd**2 * torch.eye(loc.shape[-1], dtype=torch.float64).expand(1, loc.shape[1], -1, -1)
-    return Mixture.of(torch.tensor(weights, dtype=torch.float64)[None].log(), loc, cov)
-
-
-FOUR = known([0.4, 0.3, 0.2, 0.1], CENTRES, 0.15)
 
 
 def standard(dim: int) -> MultivariateNormal:

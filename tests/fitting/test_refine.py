@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
+from mixture_cases import CENTRES, FOUR, known
 from visbi.families.gaussians import Mixture
 from visbi.fitting.explore import explore
 from visbi.fitting.mixture import defended
@@ -14,17 +15,6 @@ from visbi.fitting.pool import Pool
 from visbi.fitting.refine import Blend, around, from_particles, matched, patch, refined
 from visbi.fitting.target import Target
 from visbi.priors import coordinates
-
-CENTRES = [[-1.5, -1.5], [-1.2, 1.5], [1.5, 1.2], [0.8, -1.7]]
-
-
-def known(weights: list[float], centres: list[list[float]], sd: float = 0.15) -> Mixture:
-    loc = torch.tensor(centres, dtype=torch.float64)[None]
-    cov = sd**2 * torch.eye(loc.shape[-1], dtype=torch.float64).expand(1, loc.shape[1], -1, -1)
-    return Mixture.of(torch.tensor(weights, dtype=torch.float64)[None].log(), loc, cov)
-
-
-FOUR = known([0.4, 0.3, 0.2, 0.1], CENTRES)
 
 
 def target_of(log_p, dim: int = 2) -> Target:
@@ -57,7 +47,7 @@ class TestMatched:
 
     def test_hopeless_ones_are_dropped(self):
         """A second hill far below the first."""
-        low = known([1.0, 1e-9], [[-1.0, 0.0], [1.0, 0.0]])
+        low = known([1.0, 1e-9], [[-1.0, 0.0], [1.0, 0.0]], 0.15)
         starts = torch.tensor([[-1.0, 0.0], [1.0, 0.0]]).double()
         found = matched(of_mixture(low), starts[None], 0.02 * torch.eye(2).double().expand(1, 2, 2, 2))
         torch.testing.assert_close(found.loc[0], low.loc[0, :1], atol=1e-2, rtol=0)
@@ -148,7 +138,7 @@ class TestRefined:
 
 class TestBlend:
     def test_density_and_draws(self):
-        one, other = known([1.0], [[-3.0, 0.0]]), known([1.0], [[3.0, 0.0]])
+        one, other = known([1.0], [[-3.0, 0.0]], 0.15), known([1.0], [[3.0, 0.0]], 0.15)
         blend = Blend(one, other, torch.tensor([0.25]).double())
         z = blend.sample(1001)
         assert z.shape == (1, 1001, 2) and int((z[..., 0] > 0).sum()) == 250

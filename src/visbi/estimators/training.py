@@ -246,7 +246,8 @@ def _within_reach(losses: Tensor) -> Tensor:
     One simulation far outside of the others may lose a million nats, and whether it loses more or less after
     an epoch would decide when training ends.
     """
-    low, median, high = losses.double().quantile(torch.tensor([0.25, 0.5, 0.75]).to(losses).double())
+    quarters = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64, device=losses.device)
+    low, median, high = losses.double().quantile(quarters)
     limit = torch.where(high > low, median + _FAR * (high - low), torch.inf)
     return losses.clamp_max(limit.to(losses))
 

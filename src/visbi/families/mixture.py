@@ -174,16 +174,22 @@ class MixtureBody(Body):
 
     def log_prob_by_choice(self, z: Tensor) -> Tensor:
         with torch.no_grad():
-            scale_tril = self.scale_tril
-            log_n = _log_normal(_noise(z.double(), self.loc, scale_tril), scale_tril).sum(1)
-        return log_sum_exp(self.logits.log_softmax(0)[:, None] + log_n, 0)
+            log_n = self._log_components(z.double())
+        return self._log_sum(log_n)
 
     def log_prob(self, z: Tensor) -> Tensor:
         z = z.double()
         if not torch.is_grad_enabled():
             return self._plain().log_prob(z[None])[0]
+        return self._log_sum(self._log_components(z))
+
+    def _log_components(self, z: Tensor) -> Tensor:
+        """log N(z; m_k, L_k L_k'), (K, N)."""
         scale_tril = self.scale_tril
-        log_n = _log_normal(_noise(z, self.loc, scale_tril), scale_tril).sum(1)
+        return _log_normal(_noise(z, self.loc, scale_tril), scale_tril).sum(1)
+
+    def _log_sum(self, log_n: Tensor) -> Tensor:
+        """log q (N,) from those of the components."""
         return log_sum_exp(self.logits.log_softmax(0)[:, None] + log_n, 0)
 
     def _plain(self) -> Mixture:

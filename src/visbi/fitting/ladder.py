@@ -177,10 +177,9 @@ def _gaussian(now: Group) -> Sequence[Group]:
     trial = now.pool.draw(defended(q), now.effort.trial)
     now.consider("a Gaussian", q, trial)
     clear = (trial.share > _CLEAR) & (trial.khat < _CLEAR_KHAT)
-    nearly = (trial.share > _NEARLY) & (trial.khat < BELIEVED) & torch.tensor(d <= _WIDE).to(clear)
+    near = clear | ((trial.share > _NEARLY) & (trial.khat < BELIEVED) & (d <= _WIDE))
     now.tell(~clear, lambda i: f"a Gaussian had {trial.numbers(i)}")
     _try_start(now)
-    near = clear | nearly
     alone, others = now.parts(near)
     rest = (
         []
