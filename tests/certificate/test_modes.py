@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 from visbi.certificate import Mode, find_modes
-from visbi.certificate.modes import _joined
+from visbi.certificate import modes as module
+from visbi.certificate.modes import _joined, _nearest
 
 
 def gaussians(centres: list[list[float]], shares: list[float], sd: float = 1.0) -> MixtureSameFamily:
@@ -127,3 +128,10 @@ def test_what_hangs_together_is_what_scipy_says(seed: int):
     count, theirs = connected_components(graph, directed=False)
     pairs = torch.stack([_joined(torch.arange(n), i, j), torch.as_tensor(theirs).long()])
     assert pairs.unique(dim=1).shape[1] == count == len(pairs[0].unique())
+
+
+@pytest.mark.parametrize("at_once", [1, 700, 10**9])
+def test_nearest_in_pieces(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_AT_ONCE", at_once)
+    z, places = torch.randn(50, 3).double(), torch.randn(20, 3).double()
+    assert torch.equal(_nearest(z, places), torch.cdist(z, places).argmin(1))

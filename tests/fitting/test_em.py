@@ -68,6 +68,21 @@ class TestEM:
         assert float(found.log_weights[0, 0]) == pytest.approx(0.0)
         assert bool(found.tril.isfinite().all() and found.log_prob(z).isfinite().all())
 
+    def test_copies_of_one_point_are_no_component(self):
+        q = known([0.7, 0.3], [[0.0, 0.0], [9.0, 0.0]])
+        z = 0.5 * torch.randn(1, 500, 2, dtype=torch.float64)
+        z[0, :20] = torch.tensor([9.0, 1.0])
+        found = expectation_maximisation(q, z, even(z))
+        assert found.log_weights[0].tolist() == [pytest.approx(0.0), -math.inf]
+
+    def test_a_narrow_component_stays(self):
+        q = known([0.7, 0.3], [[0.0, 0.0], [9.0, 0.0]])
+        z = 0.5 * torch.randn(1, 500, 2, dtype=torch.float64)
+        z[0, :100] = torch.tensor([9.0, 1.0]) + 1e-7 * torch.randn(100, 2).double()
+        found = expectation_maximisation(q, z, even(z))
+        assert found.log_weights.exp()[0].tolist() == pytest.approx([0.8, 0.2], abs=1e-3)
+        assert found.cov[0, 1].diagonal().sqrt().tolist() == pytest.approx([1e-7, 1e-7], rel=0.3)
+
     def test_nothing_to_go_on_leaves_it_as_it_was(self):
         q = some(1, 2)
         z = torch.randn(1, 2, 2, dtype=torch.float64)

@@ -7,7 +7,7 @@ import torch
 from torch.distributions import MultivariateNormal
 
 from visbi.families.gaussians import Mixture
-from visbi.fitting.explore import StandardNormal, _Moves, drift, explore
+from visbi.fitting.explore import StandardNormal, _Moves, _next_beta, drift, explore
 from visbi.fitting.target import Target, log_standard_normal
 from visbi.priors import BoxUniform, coordinates
 
@@ -90,6 +90,16 @@ def test_a_gaussian_is_met_in_its_moments(dim):
     torch.testing.assert_close(mean[0], loc, atol=0.25 * float(sd[0]), rtol=0)
     torch.testing.assert_close(cov[0], exact.covariance_matrix, atol=0.3 * float(sd[0]) ** 2, rtol=0)
     assert abs(found.log_evidence) < (0.3 if dim == 1 else 1.0)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3, 1e9])
+@pytest.mark.parametrize("beta", [0.0, 0.3, 0.999])
+def test_a_step_of_any_length_leaves_half_the_weights(scale, beta):
+    relative, before = -scale * torch.randn(2, 4000).double().square(), torch.full((2,), beta).double()
+    after = _next_beta(relative, before)
+    worth = 1 / ((after - before)[:, None] * relative).softmax(1).square().sum(1) / 4000
+    assert bool((torch.where(after == 1, worth >= 0.5, (worth - 0.5).abs() < 0.01)).all())
+    assert bool((before < after).all()) and (scale > 1e-3 or after.tolist() == [1.0, 1.0])
 
 
 def test_the_prior_itself_takes_one_step():

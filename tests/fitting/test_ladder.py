@@ -218,6 +218,13 @@ class TestMissing:
         assert share == pytest.approx(0.3 / 0.7, rel=0.15)
         assert float(now.missing(defended(self.TWO), torch.zeros(1).double())) < 0.005
 
+    def test_what_is_enough_is_not_sought_elsewhere(self, monkeypatch):
+        now = self.climbing()
+        monkeypatch.setattr(Group, "_missing_uphill", lambda *_: pytest.fail("it was"))
+        assert float(now.missing(defended(self.HALF), torch.tensor([0.7]).double().log(), enough=0.1)) > 0.3
+        with pytest.raises(pytest.fail.Exception, match="it was"):
+            now.missing(defended(self.HALF), torch.tensor([0.7]).double().log(), enough=0.6)
+
     def test_no_q_that_misses_it_is_called_good(self):
         now = self.climbing()
         assert not now.certified("half of it", defended(self.HALF), spare=0.1)

@@ -22,6 +22,7 @@ _VALLEY = 0.1  # share of the draws, the least dense ones, that connect nothing
 _STEPS = 9  # points on a line, ends left out
 _SMALLEST = 0.01  # share below which a mode is not told from stray draws
 _DRAWS = 600
+_AT_ONCE = 2**17  # distances held together: more do not fit into a cache
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ def find_modes(
     order = level.argsort(descending=True)
     some, level = some[order], level[order]
     label = _labels(some, level, log_density)
-    nearest = torch.cdist(z / z.std(0).clamp_min(1e-300), some / z.std(0).clamp_min(1e-300)).argmin(1)
+    scale = z.std(0).clamp_min(1e-300)
+    nearest = _nearest(z / scale, some / scale)
     modes = []
     for which in label.unique().tolist():
         members = label == which
@@ -71,6 +73,13 @@ def find_modes(
     total = sum(weight for weight, _ in modes)
     found = [Mode(weight / total, tuple(float(v) for v in place)) for weight, place in modes]
     return tuple(sorted(found, key=lambda mode: -mode.weight))
+
+
+def _nearest(z: Tensor, places: Tensor) -> Tensor:
+    """(N,) which of the places (n, d) is nearest to each of z (N, d)."""
+    half = 0.5 * places.square().sum(1)
+    step = max(1, _AT_ONCE // len(places))
+    return torch.cat([torch.addmm(half, piece, places.T, alpha=-1).argmin(1) for piece in z.split(step)])
 
 
 def _labels(z: Tensor, level: Tensor, log_density: Callable[[Tensor], Tensor]) -> Tensor:

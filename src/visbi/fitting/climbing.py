@@ -318,18 +318,21 @@ class Group:
             return self.searched.shape[1]
         return self.effort.look if self.effort.keep_look else 0 if self.seen is None else self.seen.z.shape[1]
 
-    def missing(self, q: Proposal, log_z: Tensor) -> Tensor:
+    def missing(self, q: Proposal, log_z: Tensor, *, enough: float = math.inf) -> Tensor:
         """(F,) share of the posterior's mass where the explorer's particles, or the look's draws where there
         are none, and the searched draws of the prior say that q is much too low.
 
         Points alone are no proof: where an explorer mixes badly they sit where hardly any mass is. So a
         mixture fitted to those that accuse q is drawn from, and Gaussians matched at the tops to which they
-        lead, and the mass there is weighed.
+        lead, and the mass there is weighed. Where the first has found more than `enough` of every fit it is
+        left at that.
         """
         share = torch.zeros_like(log_z)
         seen = self._seen()
         if seen is not None:
             share = self._missing_near(*seen, q, log_z)
+        if bool((share > enough).all()):
+            return share
         if self.gradient and self.alone:
             share = torch.maximum(share, self._missing_uphill(q, log_z))
         elif len(self.searched):

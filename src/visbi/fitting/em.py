@@ -21,6 +21,8 @@ from visbi.families.gaussians import POLYNOMIAL_DIMENSIONS, Mixture, monomials
 
 __all__ = ["expectation_maximisation", "maximise"]
 
+_COINCIDE = 1e-12  # sd, relative to where it is, at which a component sits on copies of a single point
+
 
 def expectation_maximisation(
     mixture: Mixture, z: Tensor, weights: Tensor, *, max_iters: int = 20, tol: float = 2e-3
@@ -124,7 +126,8 @@ def maximise(mixture: Mixture, z: Tensor, share: Tensor, known: Moments | None =
     own = torch.diag_embed(cov.diagonal(dim1=-2, dim2=-1).clamp_min(1e-300))
     cov = (1 + (d + 1) / n) * (n * cov + (d + 2) * own) / (n + d + 2)
     tril, info = torch.linalg.cholesky_ex(cov)
-    alive &= info == 0
+    apart = cov.diagonal(dim1=-2, dim2=-1).sqrt() > _COINCIDE * (1 + loc.abs())
+    alive &= (info == 0) & apart.all(-1)
     log_weights = torch.where(alive, mass.clamp_min(1e-300).log(), -torch.inf)
     lost = ~alive.any(1, keepdim=True)  # nothing to go on: as it was
     return Mixture(

@@ -23,7 +23,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from visbi.core.logs import log_sum_exp
+from visbi.core.logs import exp_, log_sum_exp
 from visbi.fitting.target import Target, log_standard_normal
 
 __all__ = ["Base", "Exploration", "StandardNormal", "drift", "explore"]
@@ -41,6 +41,8 @@ _FIRST_MOVES = 1  # one is enough
 _CORRELATION = 0.5  # moves go on until lag-one correlation falls below
 _STALLED = 0.08  # or falls by less than this in a round
 _MAX_TEMPERATURES = 200
+_LEAST_STEP = 1e-12
+_BISECTIONS = 18  # of its logarithm: to one in ten thousand
 _RISE = 0.02  # nats of mean log-weight that no one would notice
 _LARGEST_RISE = 10.0
 
@@ -283,12 +285,11 @@ class _Moves:
         size = self.step[:, None, None] * torch.empty_like(now.z[..., :1]).uniform_(0.6, 1.4)
         momentum = torch.randn_like(now.z)
         before = now.log_tempered(beta) - 0.5 * momentum.square().sum(-1)
-        new, slope = now, now.slope(beta) @ scale
-        for _ in range(self.leapfrog):
-            momentum = momentum + 0.5 * size * slope
+        new = now
+        momentum = momentum + 0.5 * size * (now.slope(beta) @ scale)
+        for left in reversed(range(self.leapfrog)):
             new = self.at(new.z + size * (momentum @ scale.mT))
-            slope = new.slope(beta) @ scale
-            momentum = momentum + 0.5 * size * slope
+            momentum = momentum + (size if left else 0.5 * size) * (new.slope(beta) @ scale)
         return new, new.log_tempered(beta) - 0.5 * momentum.square().sum(-1) - before
 
     def _walk(self, now: _Population, beta: Tensor, scale: Tensor) -> tuple[_Population, Tensor]:
@@ -307,22 +308,26 @@ def _resample(log_w: Tensor) -> Tensor:
 
 
 def _next_beta(relative: Tensor, beta: Tensor) -> Tensor:
-    """(F,) temperatures at which the weights are worth `_ESS` of the particles, by bisection; at most 1."""
+    """(F,) temperatures at which the weights are worth `_ESS` of the particles; at most 1.
 
-    def enough(new: Tensor) -> Tensor:
-        w = (new - beta)[:, None] * relative
-        w = w - w.amax(1, keepdim=True)  # all of them may be huge and equal
-        ess = torch.exp(2 * log_sum_exp(w, 1) - log_sum_exp(2 * w, 1))
-        return ess >= _ESS * relative.shape[1]
+    By bisection of the step's logarithm.
+    """
+    relative = relative - relative.amax(1, keepdim=True)  # all of them may be huge and equal
 
-    one = torch.ones_like(beta)
-    low, high = beta, one
-    for _ in range(50):
-        middle = 0.5 * (low + high)
-        good = enough(middle)
-        low, high = torch.where(good, middle, low), torch.where(good, high, middle)
-    step = torch.maximum(0.5 * (low + high), beta * (1 + 1e-9) + 1e-12).clamp_max(1.0)
-    return torch.where(enough(one), one, step)
+    def enough(step: Tensor) -> Tensor:
+        w = exp_(step[:, None] * relative)
+        return w.sum(1).square() >= _ESS * relative.shape[1] * w.square().sum(1)
+
+    rest = 1 - beta
+    low, high = torch.full_like(beta, math.log(_LEAST_STEP)), rest.clamp_min(_LEAST_STEP).log()
+    whole = enough(rest)
+    if not bool(whole.all()):
+        for _ in range(_BISECTIONS):
+            middle = 0.5 * (low + high)
+            good = enough(middle.exp())
+            low, high = torch.where(good, middle, low), torch.where(good, high, middle)
+    step = torch.maximum(low.exp(), beta * 1e-9)
+    return torch.where(whole, 1.0, (beta + step).clamp_max(1.0))
 
 
 def _covariance(z: Tensor) -> Tensor:

@@ -219,7 +219,7 @@ def _unless_more(now: Group, rung: str, q: Mixture, *, spare: float) -> list[Gro
     if now.start is not None:
         missed = now.missing_at(wide, defended(now.start), log_z) > FEW
     if not bool(missed.all()):
-        missed = missed | (now.missing(wide, log_z) > FEW)
+        missed = missed | (now.missing(wide, log_z, enough=FEW) > FEW)
     if not bool(missed.all()):
         missed = missed | (now.missing_at(wide, defended(_other_gaussians(now)), log_z) > FEW)
     now.tell(missed, f"{rung} missed other modes")

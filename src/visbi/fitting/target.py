@@ -6,6 +6,7 @@ coordinates make the prior standard normal; tempering runs along it.
 A potential that is not finite becomes a large negative number with no gradient, and is counted.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -136,8 +137,9 @@ class Target:
             gradients.append(gradient)
         self._count(self.tally.gradients, rows.shape[1])
         value, gradient = torch.cat(values, 1), torch.cat(gradients, 1)
-        usable = torch.isfinite(value)[..., None] & torch.isfinite(gradient).all(-1, keepdim=True)
-        gradient = torch.where(usable, gradient, torch.zeros_like(gradient))
+        if not (_all_finite(value) and _all_finite(gradient)):
+            usable = torch.isfinite(value)[..., None] & torch.isfinite(gradient).all(-1, keepdim=True)
+            gradient = torch.where(usable, gradient, torch.zeros_like(gradient))
         return self._clean(value).reshape(z.shape[:-1]), gradient.reshape(z.shape)
 
     def _rows(self, z: Tensor) -> Tensor:
@@ -153,13 +155,20 @@ class Target:
         return (self._log_p(theta).double() + ladj)[None]
 
     def _count(self, which: Tensor, n: int) -> None:
-        which[self._which] += n
+        which.index_add_(0, self._which, torch.full_like(self._which, n))
 
     def _clean(self, value: Tensor) -> Tensor:
+        if _all_finite(value):
+            return value.clamp_min(_FLOOR)
         finite = torch.isfinite(value)
         self.tally.nonfinite[self._which] += (~finite).sum(1).cpu()
         self.tally.broken[self._which] += (~finite & (value != -torch.inf)).sum(1).cpu()
         return torch.where(finite, value.clamp_min(_FLOOR), _FLOOR)
+
+
+def _all_finite(values: Tensor) -> bool:
+    """Whether every entry is finite, at the price of a sum; False, too, where that overflows."""
+    return math.isfinite(float(values.sum()))
 
 
 class ManyTargets(Target):

@@ -76,7 +76,7 @@ class Coordinates(nn.Module):
         pieces = z.double().split(self.dims_z, -1)
         parts = [b.to_theta(piece) for b, piece in zip(self._blocks(), pieces, strict=True)]
         theta = torch.cat([p[0] for p in parts], dim=-1).to(self.dtype)
-        return theta.clamp(self.low, self.high), torch.stack([p[1] for p in parts]).sum(0)
+        return theta.clamp(self.low, self.high), sum((p[1] for p in parts[1:]), parts[0][1])
 
     def to_z(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """z (..., d) in float64 and log|dtheta/dz| (...) at it, from theta (..., D) in the support.
@@ -88,7 +88,7 @@ class Coordinates(nn.Module):
             raise ValueError(violation("theta", f"shape (..., {self.dim_theta})", tuple(theta.shape)))
         pieces = theta.clamp(self.low, self.high).double().split(self.dims_theta, -1)
         parts = [b.to_z(piece) for b, piece in zip(self._blocks(), pieces, strict=True)]
-        return torch.cat([p[0] for p in parts], dim=-1), torch.stack([p[1] for p in parts]).sum(0)
+        return torch.cat([p[0] for p in parts], dim=-1), sum((p[1] for p in parts[1:]), parts[0][1])
 
     def contains(self, theta: Tensor) -> Tensor:
         """Which rows of theta (..., D) are finite and lie in the support, (...) bool."""
