@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from visbi.core.checks import one_of
+from visbi.core.spline import spline_flow
 from visbi.core.types import Shape
 from visbi.core.zuko_import import zuko
 
@@ -30,7 +31,6 @@ FLOWS = ("maf", "nsf")
 
 _LOG_2PI = math.log(2 * math.pi)
 _LOG_SCALE_BOUND = 7.0  # exp(7) = 1097: the noise may be a thousand times smaller than x's spread
-_BINS = 8
 
 
 class ResidualNetwork(nn.Module):
@@ -81,15 +81,13 @@ class ConditionalFlow(nn.Module):
         self.encoder = ResidualNetwork(condition_features, hidden_features, hidden_features)
         self.regression = nn.Linear(context, 2 * features)
         splines = flow == "nsf" or features == 1
-        build: Any = zuko.flows.NSF if splines else zuko.flows.MAF
-        width, bins = hidden_features, {"bins": _BINS} if splines else {}
+        build: Any = spline_flow if splines else zuko.flows.MAF
         zuko_flow = build(
             features,
             context,
             transforms=num_transforms,
-            hidden_features=(width, width),
+            hidden_features=(hidden_features, hidden_features),
             activation=nn.SiLU,
-            **bins,
         )
         self.layers = nn.ModuleList(zuko_flow.transform.transforms)
         for module in self.layers.modules():

@@ -200,7 +200,9 @@ class _Run:
             value = (weights * self.loss(*batch)).mean()
             self.optimizer.zero_grad(set_to_none=True)
             value.backward()
-            norm = nn.utils.clip_grad_norm_(parameters, self.options.clip_value)
+            norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            if norm > self.options.clip_value:
+                nn.utils.clip_grads_with_norm_(parameters, self.options.clip_value, norm)
             if not math.isfinite(float(value.detach() + norm)):
                 continue
             self.optimizer.step()

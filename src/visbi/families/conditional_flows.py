@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from visbi.core.spline import spline_flow
 from visbi.core.zuko_import import zuko
 from visbi.families.base import log_standard_normal
 from visbi.families.carry import carry, forward
 from visbi.families.coupling_layers import CouplingLayers
-from visbi.families.flows import shrink, spline_flow
+from visbi.families.flows import shrink
 from visbi.families.gated import GATED_SHAPES, Gate
 from visbi.families.gaussianize import gaussianization_flow
 

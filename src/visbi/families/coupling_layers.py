@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from visbi.families.spline import RationalQuadraticSpline, spline_shapes
+from visbi.core.spline import RationalQuadraticSpline, spline_shapes
 
 __all__ = ["BINS", "LARGEST_LOG_SCALE", "PER_ENTRY", "CouplingLayers", "moved_entries"]
 

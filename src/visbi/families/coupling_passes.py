@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from visbi.core.spline import RationalQuadraticSpline
 from visbi.families.coupling_layers import BINS, LARGEST_LOG_SCALE, PER_ENTRY
-from visbi.families.spline import RationalQuadraticSpline
 
 __all__ = [
     "AffineMap",

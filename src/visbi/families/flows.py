@@ -22,9 +22,8 @@ from visbi.core.zuko_import import zuko
 from visbi.families.base import Body, log_standard_normal, path_part
 from visbi.families.carry import carry
 from visbi.families.gaussianize import Gaussianize, gaussianization_flow
-from visbi.families.spline import RationalQuadraticSpline, spline_shapes
 
-__all__ = ["AutoregressiveBody", "CouplingFlowBody", "GaussianizationBody", "shrink", "spline_flow"]
+__all__ = ["AutoregressiveBody", "CouplingFlowBody", "GaussianizationBody", "shrink"]
 
 
 class _FlowBody(Body):
@@ -102,13 +101,6 @@ class AutoregressiveBody(_FlowBody):
             z, ladj, score = carry(layer, z, score)
             log_q = log_q - ladj
         return z, log_q, score
-
-
-def spline_flow(dim: int, context: int = 0, *, bins: int = 8, **options: Any) -> Any:
-    """zuko's masked autoregressive flow with our splines as its entries."""
-    return zuko.flows.MAF(
-        dim, context, univariate=RationalQuadraticSpline, shapes=spline_shapes(bins), **options
-    )
 
 
 # Shifts and log-scales of Gaussianization layers are trained in quarters of what they stand for, which moves

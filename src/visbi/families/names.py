@@ -66,8 +66,9 @@ class ZukoFlowType(Enum):
 
 def _autoregressive(dim: int, flow: str, num_transforms: int, hidden_features: int) -> Body:
     # zuko takes a third of a second to import: only for those who use it
+    from visbi.core.spline import spline_flow
     from visbi.core.zuko_import import zuko
-    from visbi.families.flows import AutoregressiveBody, spline_flow
+    from visbi.families.flows import AutoregressiveBody
 
     make = spline_flow if flow == "NSF" else getattr(zuko.flows, flow)
     if flow in ("NAF", "UNAF"):

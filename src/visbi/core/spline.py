@@ -12,13 +12,14 @@ costs.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Transform, constraints
 from torch.nn import functional
 
-__all__ = ["RationalQuadraticSpline", "spline_shapes"]
+__all__ = ["RationalQuadraticSpline", "spline_flow", "spline_shapes"]
 
 _BOUND = 5.0
 _CLIP = -math.log(1e-3)  # log-ratios of widths, heights and slopes stay within
@@ -27,6 +28,15 @@ _CLIP = -math.log(1e-3)  # log-ratios of widths, heights and slopes stay within
 def spline_shapes(bins: int) -> list[tuple[int, ...]]:
     """Shapes of the parameters per entry: widths and heights together, and inner slopes."""
     return [(2, bins), (bins - 1,)]
+
+
+def spline_flow(dim: int, context: int = 0, *, bins: int = 8, **options: Any) -> Any:
+    """zuko's masked autoregressive flow with these splines as its entries; other options are zuko's."""
+    from visbi.core.zuko_import import zuko  # coupling flows do without it
+
+    return zuko.flows.MAF(
+        dim, context, univariate=RationalQuadraticSpline, shapes=spline_shapes(bins), **options
+    )
 
 
 class RationalQuadraticSpline(Transform):

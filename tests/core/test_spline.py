@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from visbi.families.spline import RationalQuadraticSpline, spline_shapes
+from visbi.core.spline import RationalQuadraticSpline, spline_shapes
 
 
 def random_spline(n=1, bins=6, scale=2.0):
