@@ -167,3 +167,77 @@ def test_refine_takes_this_prior_and_starts_from_q_there(monkeypatch):
     assert given["posterior"].prior is posterior.prior and given["seed"] == 4
     assert torch.equal(given["x"], here)
     assert (given["init"].sample((2000,)).mean(0) - here[0]).abs().max() < 0.2
+
+
+class TestStacking:
+    """Draws of exp(potential)^a q^(1 - a), a from simulations that nothing was trained on."""
+
+    BETWEEN = 0.5 + torch.randn(2000, 2, generator=torch.Generator().manual_seed(1))  # theta of every x
+    X = torch.randn(2000, 2, generator=torch.Generator().manual_seed(2))
+
+    @staticmethod
+    def beside(theta, x):
+        """N(1, 1) at every x, where q is N(0, 1): their even pool is N(.5, 1)."""
+        return -0.5 * (theta - 1).square().sum(-1)
+
+    def test_two_estimates_on_either_side(self):
+        posterior = like_the_prior(self.beside)
+        assert posterior.stack(self.BETWEEN, self.X) == pytest.approx(0.5, abs=0.06)
+        theta = posterior.sample((8000,), self.X[:2], correct=True)
+        assert (theta.mean(0) - 0.5).abs().max() < 0.08 and (theta.std(0) - 1).abs().max() < 0.04
+        assert (posterior.sample((8000,), self.X[:1]).mean(0)).abs().max() < 0.06  # q is as it was
+        assert posterior.certify(self.X[:1])[0].kl_reverse == pytest.approx(1.0, abs=0.05)  # so is this
+
+    def test_a_potential_that_is_right_stays_alone(self):
+        posterior = like_the_prior(lambda theta, x: -0.5 * (theta - 0.5).square().sum(-1))
+        assert posterior.stack(self.BETWEEN, self.X) == 1.0
+        same = like_the_prior(lambda theta, x: -0.5 * theta.square().sum(-1))
+        assert same.stack(self.BETWEEN, self.X) == 1.0  # nothing is gained by anything else
+
+    def test_a_potential_that_is_wrong_is_left(self):
+        posterior = like_the_prior(lambda theta, x: -0.5 * (theta + 3).square().sum(-1))
+        assert posterior.stack(self.BETWEEN, self.X) == 0.0
+        theta = posterior.sample((8000,), self.X[:1], correct=True)
+        assert theta.mean(0).abs().max() < 0.06
+
+    @pytest.mark.parametrize("bad", [-1e9, -torch.inf, torch.nan])
+    def test_one_row_far_from_the_others_does_not_decide(self, bad):
+        def potential(theta, x):
+            return torch.where(theta[:, 0] > 30, bad, self.beside(theta, x))
+
+        theta = self.BETWEEN.clone()
+        theta[0] = 40.0
+        posterior = like_the_prior(potential)
+        # q has -800 nats there, which is far, too
+        assert posterior.stack(theta, self.X) == pytest.approx(0.5, abs=0.06)
+
+    def test_in_parts(self, monkeypatch):
+        posterior = like_the_prior(self.beside)
+        monkeypatch.setattr(amortized, "_AT_ONCE", 5000)
+        monkeypatch.setattr(amortized, "_PAIRS", 999)
+        assert posterior.stack(self.BETWEEN, self.X) == pytest.approx(0.5, abs=0.06)
+
+    def test_where_weights_are_unsound_a_q_of_the_pool_is_found(self):
+        posterior = like_the_prior()
+        posterior._state = replace(posterior._state, share=0.5)
+        theta = posterior.sample((4000,), 2 * FAR, correct=True)
+        precision = 0.5 / 0.09 + 0.5
+        assert (theta.mean(0) - 2 * FAR * (0.5 / 0.09) / precision).abs().max() < 0.03
+        assert (theta.std(0) - precision**-0.5).abs().max() < 0.02
+
+    def test_training_again_forgets_it(self):
+        posterior = like_the_prior(self.beside)
+        posterior.stack(self.BETWEEN, self.X)
+        posterior.train_amortized(self.X, self.X, max_num_iters=1, show_progress_bar=False)
+        assert posterior._state.share == 1.0
+
+    def test_what_cannot_be_told(self):
+        with pytest.raises(ValueError, match="stack"):
+            VIPosterior(narrow, PRIOR).stack(self.BETWEEN, self.X)
+        posterior = like_the_prior(lambda theta, x: theta[:, 0] * torch.nan)
+        with pytest.raises(ValueError, match="finite, most of them"):
+            posterior.stack(self.BETWEEN, self.X)
+        with pytest.raises(ValueError, match="`theta` and `x`"):
+            posterior.stack(self.BETWEEN[:5], self.X)
+        with pytest.raises(ValueError, match="n_draws"):
+            posterior.stack(self.BETWEEN, self.X, n_draws=3)

@@ -6,6 +6,7 @@ import json
 import pickle
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,12 +94,13 @@ def test_all_state_comes_back(tmp_path: Path) -> None:
     posterior = amortised(z_score_x="structured", flow_type="maf", seed=torch.tensor(4))
     posterior.set_default_x(torch.tensor([0.5, 1.0]))
     posterior.report, posterior.map(num_init_samples=20, num_iter=2)
+    posterior._state = replace(posterior._state, share=0.35)
     back = reload(posterior, tmp_path)
     assert back.report == posterior.report and back.trace == posterior.trace
     assert torch.equal(back.default_x, posterior.default_x)
     assert torch.equal(back.map(num_init_samples=1, num_iter=1), posterior.map())
     assert vars(back._state.options).keys() == vars(posterior._state.options).keys()
-    assert int(back._state.options.seed) == 4
+    assert int(back._state.options.seed) == 4 and back._state.share == 0.35
     assert repr(back) == repr(posterior)
     assert not back.q.training
     assert {p.dtype for p in back.q.parameters()} == {p.dtype for p in posterior.q.parameters()}
@@ -259,6 +261,8 @@ def changed(path: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
         lambda fit: fit.update(report=3),
         lambda fit: fit.update(x="x"),
         lambda fit: fit.update(method=1),
+        lambda fit: fit.update(share=1.5),
+        lambda fit: fit.update(share="1"),
         lambda fit: fit["conditional"]["fields"]["config"]["fields"].update(flow_type="os.system"),
         lambda fit: fit["conditional"]["fields"]["config"]["fields"].update(hidden_features=5),
         lambda fit: fit["conditional"]["fields"]["weights"]["items"]["tensors"].update(items={}),

@@ -1,18 +1,32 @@
-"""q(theta | x) at many observations: a certificate for each, and draws that are corrected at each.
+r"""q(theta | x) at many observations: a certificate for each, and draws that are corrected at each.
 
 Draws of q(. | x) are weighed against the potential at every x, many x at a time. Where the weights are sound
 the draws are resampled with them (neural importance sampling: Dax et al. 2023); where they are not, the
 automatic ladder finds a q of that x alone, starting from draws of q(. | x).
+
+A learned potential U is as much of an estimate as q is, from other features of the same simulations, and
+where both are off, each in its own way, what lies between them may be nearer to the posterior than either:
+
+    p_a(theta | x)  ~  exp(a U(theta; x)) q(theta | x)^(1 - a),    0 <= a <= 1,
+
+a logarithmic pool (Genest, Zidek: Combining probability distributions. 1986; of simulation-based posteriors:
+Yao, Regaldo-Saint Blancard, Domke: Simulation-based stacking. 2023). `share_of_potential` takes the a under
+which simulations that neither has seen are most probable, and corrected draws are draws of p_a.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from visbi.certificate.correction import WeightedDraws
 from visbi.certificate.report import Report, certify_many
+from visbi.core.checks import violation
+from visbi.core.logs import log_sum_exp
+from visbi.core.losses import within_reach
 from visbi.core.random import fresh_seed, seeded
 from visbi.core.types import LogDensity
 from visbi.correcting import POOL, corrected, pool_for
@@ -22,12 +36,14 @@ from visbi.fitting.single import Problem
 from visbi.fitting.state import AmortizedFit
 from visbi.potentials.base import BasePotential
 
-__all__ = ["SOUND", "certificates", "corrected_at_each"]
+__all__ = ["SOUND", "certificates", "corrected_at_each", "share_of_potential"]
 
 SOUND = ("ok", "corrected")
 """Statuses at which resampled draws can be used."""
 _AT_ONCE = 2**18  # draws that are held together
 _PAIRS = 16_384  # at which the potential is evaluated at once
+_SHARES = 20  # steps from q alone to the potential alone
+_SURE = 2.0  # standard errors of the mean gain from which the potential alone is left
 
 MakeProblem = Callable[[Tensor], Problem]
 
@@ -54,11 +70,53 @@ def _weighed(fit: AmortizedFit, potential: BasePotential, n: int) -> Iterator[li
     for x in fit.x.split(max(1, _AT_ONCE // n)):
         with torch.no_grad():
             theta, log_q = fit.conditional.draw(x, n)
-            repeated = x.expand(n, *x.shape).flatten(0, 1)
-            pairs = zip(theta.flatten(0, 1).split(_PAIRS), repeated.split(_PAIRS), strict=True)
-            values = [potential.evaluate(some, beside, x_is_iid=False).double() for some, beside in pairs]
-        log_p = torch.cat(values).view_as(log_q)
+            log_p = _of_pairs(potential, theta, x)
         yield [WeightedDraws(theta[:, i], log_p[:, i], log_q[:, i]) for i in range(len(x))]
+
+
+def _of_pairs(potential: BasePotential, theta: Tensor, x: Tensor) -> Tensor:
+    """The potential (n, M) of theta (n, M, D), each row of it beside x (M, ...)."""
+    repeated = x.expand(len(theta), *x.shape).flatten(0, 1)
+    pairs = zip(theta.flatten(0, 1).split(_PAIRS), repeated.split(_PAIRS), strict=True)
+    values = [potential.evaluate(some, beside, x_is_iid=False).double() for some, beside in pairs]
+    return torch.cat(values).view(theta.shape[:2])
+
+
+def share_of_potential(
+    fit: AmortizedFit, potential: BasePotential, theta: Tensor, x: Tensor, n: int
+) -> float:
+    """The a of the module's text under which simulations are most probable.
+
+    One, the potential alone, unless the mean gain over it is more than two of its standard errors. How
+    probable theta (M, D) at x (M, ...) is rests on n draws of q at each x, which give p_a its constant.
+
+    Raises:
+        ValueError: the potential is not finite at most of the simulations, or q is not.
+    """
+    with torch.no_grad():
+        own_q = fit.conditional.log_prob(theta, x).double()
+        own_p = _of_pairs(potential, theta[None], x)[0]
+    lead = own_p - own_q
+    if not bool(lead.nan_to_num(-torch.inf).median().isfinite()):
+        expected = "simulations at which q and the potential are finite, most of them"
+        raise ValueError(violation("theta` and `x", expected, "others"))
+    lead = -within_reach(-lead.nan_to_num(-torch.inf))
+    shares = torch.linspace(0.0, 1.0, _SHARES + 1, dtype=lead.dtype, device=lead.device)[:, None]
+    columns = [d.log_p - d.log_q for some in _weighed(fit.at(x), potential, n) for d in some]
+    log_w = torch.stack(columns, 1).nan_to_num(-torch.inf, -torch.inf, -torch.inf)
+    log_z = [torch.zeros_like(lead), *(log_sum_exp(a * log_w, 0) - math.log(n) for a in shares[1:])]
+    score = shares * lead - torch.stack(log_z)  # less log q, which is the same for all
+    gain = score - score[-1]
+    best = int(gain.mean(1).argmax())
+    error = float(gain[best].std()) / len(x) ** 0.5
+    return float(shares[best]) if float(gain[best].mean()) > _SURE * error else 1.0
+
+
+def _pooled(draws: WeightedDraws, share: float) -> WeightedDraws:
+    """Draws of q that are weighed with p_a."""
+    if share == 1:
+        return draws
+    return replace(draws, log_p=share * draws.log_p + (1 - share) * draws.log_q)
 
 
 def corrected_at_each(
@@ -66,7 +124,8 @@ def corrected_at_each(
 ) -> Tensor:
     """Corrected draws for each observation that `fit` is looked at in, (*shape, M, D).
 
-    Warns where neither q(. | x) nor what the ladder found instead passes its certificate.
+    They are those of the potential, or of p_a if the fit has another share than one. Warns where neither
+    q(. | x) nor what the ladder found instead passes its certificate.
 
     Args:
         shape: of the draws of each.
@@ -79,7 +138,8 @@ def corrected_at_each(
     assert fit.x is not None
     columns: list[Tensor] = []
     poor: list[int] = []
-    for some in _weighed(fit, potential, POOL):
+    for raw in _weighed(fit, potential, POOL):
+        some = [_pooled(draws, fit.share) for draws in raw]
         for draws, report in zip(some, _reports(fit, some), strict=True):
             here = fit.at(fit.x[len(columns)][None])
             seed = fresh_seed()
@@ -106,7 +166,7 @@ def _enough(
     with seeded(seed + 1):
         while (needed := draws.needed(n)) > len(draws.theta):
             (more,) = next(_weighed(fit, potential, needed - len(draws.theta)))
-            draws = draws.with_(more)
+            draws = draws.with_(_pooled(more, fit.share))
     return draws
 
 
@@ -114,10 +174,20 @@ def _refined(shape: torch.Size, fit: AmortizedFit, problem: MakeProblem, seed: i
     """Draws from a q of this x alone, and its report."""
     assert fit.x is not None
     here = problem(fit.x)
+    if fit.share < 1:
+        here = replace(here, log_p=_pooled_density(here.log_p, fit))
     with seeded(seed):
         options = TrainOptions(
             init=fit.sample(torch.Size([INIT_DRAWS])), show_progress_bar=False, allow_failed=True
         )
         found = fit_auto(here, fit.x, options)
-    log_p: LogDensity = here.log_p
-    return corrected(pool_for(shape.numel(), found, log_p, seed), shape, seed), found.report
+    return corrected(pool_for(shape.numel(), found, here.log_p, seed), shape, seed), found.report
+
+
+def _pooled_density(log_p: LogDensity, fit: AmortizedFit) -> LogDensity:
+    """p_a at the one x of `fit`."""
+
+    def pooled(theta: Tensor) -> Tensor:
+        return fit.share * log_p(theta) + (1 - fit.share) * fit.log_prob(theta)
+
+    return pooled

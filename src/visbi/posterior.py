@@ -31,7 +31,7 @@ from visbi.correcting import POOL, corrected, pool, pool_for
 from visbi.families.base import Family, kept_inside
 from visbi.families.custom import family_from
 from visbi.families.names import FAMILY_NAMES, named_family
-from visbi.fitting.amortized_config import AmortizedOptions, Choice
+from visbi.fitting.amortized_config import AmortizedOptions, Choice, check_simulations
 from visbi.fitting.config import AUTO, INIT_DRAWS, METHODS, QUALITY_METRICS, TrainOptions
 from visbi.fitting.gradient import Trace
 from visbi.fitting.maximum import ascend
@@ -765,6 +765,49 @@ class VIPosterior:
 
             return certificates(fit, self.potential_fn, n_draws)
         return [certificate(fit, self._log_p(fit.x), n_draws)]
+
+    def stack(self, theta: Tensor, x: Tensor, *, n_draws: int = 256) -> float:
+        """Let simulations that nothing was trained on say what `sample(..., correct=True)` shall draw from.
+
+        A learned potential is an estimate, and so is a q that was trained on simulations. Corrected draws are
+        from then on those of exp(potential)^a q^(1 - a), with the a of [0, 1] under which the given
+        simulations are most probable; of the potential, as before, unless another a is better beyond doubt.
+        What `certify` says stays about the potential.
+
+        Args:
+            theta, x: some hundred simulations (M, D) and (M, ...), with theta from the prior, that neither q
+                nor the potential has seen.
+            n_draws: of q at each x, from which p_a gets its constant.
+
+        Returns:
+            a.
+
+        Raises:
+            ValueError: q was not amortised; theta and x as for `train_amortized`; the potential or q is not
+                finite at most of them.
+
+        Source: Yao, Regaldo-Saint Blancard, Domke: Simulation-based stacking. 2023.
+
+        >>> from visbi.priors import BoxUniform
+        >>> prior = BoxUniform(-3 * torch.ones(1), 3 * torch.ones(1))
+        >>> def too_narrow(theta, x):
+        ...     return -0.5 * ((theta - x) / 0.1).square().sum(-1)
+        >>> theta = prior.sample((1000,))
+        >>> x = theta + 0.5 * torch.randn_like(theta)
+        >>> options = dict(flow_type="gaussian", objective="forward", show_progress_bar=False, seed=0)
+        >>> posterior = VIPosterior(too_narrow, prior).train_amortized(theta[:700], x[:700], **options)
+        >>> posterior.stack(theta[700:], x[700:]) < 0.1
+        True
+        """
+        if not isinstance(self._state, AmortizedFit):
+            raise ValueError(violation("stack", "an amortised fit", self._state.described))
+        from visbi.amortized import share_of_potential  # loads the ladder
+
+        theta, x = check_simulations(theta, x, self._coords.dim_theta, self._device)
+        n_draws = _enough_draws("n_draws", n_draws)
+        share = share_of_potential(self._state, self.potential_fn, theta, x, n_draws)
+        self._state = replace(self._state, share=share)
+        return share
 
     def refine(self, x: Tensor | None = None, **train: Any) -> "VIPosterior":
         """A posterior of one observation alone, found by the ladder of q="auto" from draws of q(. | x).

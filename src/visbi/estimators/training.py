@@ -8,7 +8,7 @@ that are validated and kept are a running average of the iterates w_t (Polyak an
 weights decay apart from the gradient (Loshchilov and Hutter 2019), and the learning rate falls where the
 held-out loss does not: by the factor `cooling` after `cool_after` epochs without a better one. At the end the
 module holds the average of the epoch with the lowest held-out loss. No single row decides which that is: see
-`_within_reach`.
+`core.losses.within_reach`.
 
 Every epoch runs under a seed of its own, derived from the one before, so that a run resumed from its
 `TrainingState` takes the steps of one that was never stopped.
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from visbi.core.checks import violation
+from visbi.core.losses import within_reach
 from visbi.core.progress import Progress
 from visbi.core.random import fresh_seed, seeded, spawn_seeds
 from visbi.core.types import Seed
@@ -31,7 +32,6 @@ from visbi.estimators.training_state import TrainingOptions, TrainingState, Trai
 __all__ = ["train"]
 
 _VALIDATION_ROWS = 8192  # held-out rows in one call
-_FAR = 20.0  # see `_within_reach`
 _MOST_SKIPPED = 0.5  # of an epoch's steps
 
 
@@ -221,7 +221,7 @@ class _Run:
         pieces = math.ceil(len(self.held_out[0]) / _VALIDATION_ROWS)
         weights, *data = self.held_out
         chunks = zip(*(tensor.tensor_split(pieces) for tensor in data), strict=True)
-        losses = _within_reach(torch.cat([self.loss(*batch) for batch in chunks]))
+        losses = within_reach(torch.cat([self.loss(*batch) for batch in chunks]))
         averaged = _cloned(self.module.state_dict())
         _set(self.parameters, last)
         loss = float((weights * losses).sum() / weights.sum())
@@ -240,18 +240,6 @@ class _Run:
             best=self.best,
             optimizer=copy.deepcopy(self.optimizer.state_dict()),
         )
-
-
-def _within_reach(losses: Tensor) -> Tensor:
-    """Losses (N,), at most `_FAR` widths of their middle half above the median.
-
-    One simulation far outside of the others may lose a million nats, and whether it loses more or less after
-    an epoch would decide when training ends.
-    """
-    quarters = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64, device=losses.device)
-    low, median, high = losses.double().quantile(quarters)
-    limit = torch.where(high > low, median + _FAR * (high - low), torch.inf)
-    return losses.clamp_max(limit.to(losses))
 
 
 def _cloned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -230,6 +230,7 @@ class AmortizedFit:
         x: the observations (M, ...) that are looked at, or None.
         report: the certificate of q at x, or None if it was not asked for.
         method: the divergence.
+        share: of the potential in what corrected draws are draws of: see `visbi.amortized`.
     """
 
     conditional: "ConditionalFamily"
@@ -238,6 +239,7 @@ class AmortizedFit:
     x: Tensor | None = None
     report: Any = None
     method: str = "amortised rKL"
+    share: float = 1.0
     corrects = False
 
     @property

@@ -36,7 +36,7 @@ class StoredAmortizedFit:
 
     Attributes:
         coords: those of q, ahead of it: where they cannot be stored, what to make them from.
-        conditional, trace, options, x, report, method: as there.
+        conditional, trace, options, x, report, method, share: as there.
     """
 
     coords: Any
@@ -46,6 +46,7 @@ class StoredAmortizedFit:
     x: Tensor | None
     report: Report | None
     method: str
+    share: float = 1.0  # files of before have none
 
     @classmethod
     def of(cls, fit: AmortizedFit, prior: Distribution, transform: Given) -> "StoredAmortizedFit":
@@ -57,11 +58,13 @@ class StoredAmortizedFit:
         """
         q = fit.conditional
         stand_in = CoordinatesOfPrior.of(q.coords, prior, q.config.z_score_theta, transform)
-        return cls(Otherwise(q.coords, stand_in), q, fit.trace, fit.options, fit.x, fit.report, fit.method)
+        others = (fit.trace, fit.options, fit.x, fit.report, fit.method, fit.share)
+        return cls(Otherwise(q.coords, stand_in), q, *others)
 
     def made(self) -> AmortizedFit:
         """The fit."""
-        return AmortizedFit(self.conditional, self.trace, self.options, self.x, self.report, self.method)
+        others = (self.trace, self.options, self.x, self.report, self.method, self.share)
+        return AmortizedFit(self.conditional, *others)
 
 
 def _conditional_fields(q: ConditionalFamily) -> dict[str, Any]:
@@ -113,6 +116,8 @@ def _stored_fit(**fields: Any) -> StoredAmortizedFit:
         raise TypeError("an amortised fit without options or report")
     if not (isinstance(fit.x, Tensor | None) and isinstance(fit.method, str)):
         raise TypeError("an amortised fit without x or method")
+    if not (isinstance(fit.share, float) and 0 <= fit.share <= 1):
+        raise TypeError("an amortised fit with an impossible share")
     return fit
 
 
