@@ -25,7 +25,7 @@ _COINCIDE = 1e-12  # sd, relative to where it is, at which a component sits on c
 
 
 def expectation_maximisation(
-    mixture: Mixture, z: Tensor, weights: Tensor, *, max_iters: int = 20, tol: float = 1e-2
+    mixture: Mixture, z: Tensor, weights: Tensor, *, max_iters: int = 20, tol: float = 2e-3
 ) -> Mixture:
     """The mixture after EM on weighted points.
 
