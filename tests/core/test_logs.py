@@ -3,7 +3,14 @@
 import pytest
 import torch
 
+from visbi.core import logs
 from visbi.core.logs import exp_, log_sum_exp
+
+
+@pytest.fixture(params=["few", "many"], autouse=True)
+def number(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few numbers and many are added up in two ways."""
+    monkeypatch.setattr(logs, "_SMALL", 10**9 if request.param == "few" else 0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

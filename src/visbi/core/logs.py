@@ -13,6 +13,7 @@ __all__ = ["UNDERFLOW", "exp_", "log_sum_exp"]
 UNDERFLOW = -700.0
 """exp of less is next to zero in float64."""
 _FLOOR = {torch.float64: UNDERFLOW, torch.float32: -80.0}
+_SMALL = 2**15  # numbers below which few calls count; above, torch's own goes over them too often
 
 
 def exp_(values: Tensor) -> Tensor:
@@ -30,6 +31,9 @@ def log_sum_exp(values: Tensor, dim: int) -> Tensor:
     >>> log_sum_exp(torch.zeros(2, 4), 1)
     tensor([1.3863, 1.3863])
     """
-    # torch's own sum takes one call, but meets what underflows
     top = values.detach().amax(dim, keepdim=True)
-    return torch.logsumexp(torch.maximum(values, top + _FLOOR.get(values.dtype, -torch.inf)), dim)
+    if values.numel() < _SMALL or (values.requires_grad and torch.is_grad_enabled()):
+        return torch.logsumexp(torch.maximum(values, top + _FLOOR.get(values.dtype, -torch.inf)), dim)
+    shift = torch.where(top.isfinite(), top, 0.0)
+    total = exp_(values - shift).sum(dim).log_() + shift.squeeze(dim)
+    return torch.where(top.squeeze(dim) == -torch.inf, -torch.inf, total)
