@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -238,6 +239,7 @@ def test_validation_in_pieces_equals_validation_at_once(monkeypatch):
         ("validation_fraction", 0.0),
         ("validation_fraction", 1.0),
         ("patience", 0),
+        ("worth", -1e-3),
         ("clip_value", -1.0),
         ("weight_decay", -0.1),
         ("averaging", 1.0),
@@ -260,7 +262,8 @@ def test_options_validate_themselves(name, value):
     ],
 )
 def test_the_rate_falls_after_epochs_without_a_better_loss(losses, coolings):
-    assert training._coolings(TrainingTrace(validation=losses), 2) == coolings
+    found = training._waiting(TrainingTrace(validation=losses), TrainingOptions(cool_after=2))
+    assert found[1] == coolings
 
 
 def test_the_optimiser_takes_the_rate_that_is_left():
@@ -268,6 +271,25 @@ def test_the_optimiser_takes_the_rate_that_is_left():
     options = TrainingOptions(**FAST, max_epochs=40, patience=12, cool_after=2, cooling=0.5)
     state = train(net, loss, data, options, seed=0)
     earlier = TrainingTrace(validation=state.trace.validation[:-1])  # what was known before the last epoch
-    coolings = training._coolings(earlier, 2)
+    coolings = training._waiting(earlier, options)[1]
     assert coolings >= 3
     assert state.optimizer["param_groups"][0]["lr"] == pytest.approx(1e-2 * 0.5**coolings)
+
+
+@pytest.mark.parametrize(
+    ("worth", "since", "coolings"), [(0.0, 0, 0), (0.05, 0, 0), (0.15, 1, 0), (0.25, 0, 3), (0.95, 9, 4)]
+)
+def test_a_loss_that_hardly_falls_is_no_better(worth, since, coolings):
+    trace = TrainingTrace(validation=tuple(1 - 0.1 * k for k in range(10)))
+    options = TrainingOptions(cool_after=2, worth=worth)
+    assert training._waiting(trace, options) == (since, coolings)
+
+
+def test_the_best_weights_are_kept_whatever_is_worth_it():
+    net, loss, data = problem()
+    options = TrainingOptions(**FAST, max_epochs=200, patience=3, worth=0.2)
+    trace = train(net, loss, data, options, seed=0).trace
+    assert trace.stop_reason == "no improvement" and len(trace.validation) < 200
+    assert trace.best_loss == min(trace.validation)
+    plain = train(problem()[0], problem()[1], data, replace(options, worth=0.0), seed=0).trace
+    assert len(plain.validation) > len(trace.validation)

@@ -107,21 +107,24 @@ def _start(n_rows: int, seed: Seed, resume: TrainingState | None) -> TrainingSta
 
 
 def _stop_reason(trace: TrainingTrace, options: TrainingOptions) -> str:
-    epochs = len(trace.validation)
-    if epochs - 1 - trace.best_epoch >= options.patience:
+    if _waiting(trace, options)[0] >= options.patience:
         return "no improvement"
-    return "max_epochs" if epochs >= options.max_epochs else ""
+    return "max_epochs" if len(trace.validation) >= options.max_epochs else ""
 
 
-def _coolings(trace: TrainingTrace, after: int) -> int:
-    """How often the held-out loss has not fallen for `after` epochs since it fell or the rate did."""
-    best, waited, coolings = math.inf, 0, 0
+def _waiting(trace: TrainingTrace, options: TrainingOptions) -> tuple[int, int]:
+    """Epochs since the held-out loss last fell by what is worth it, and how often the rate has fallen.
+
+    The rate falls where the loss has not for `cool_after` epochs since it or the rate did.
+    """
+    level, since, waited, coolings = math.inf, 0, 0, 0
     for loss in trace.validation:
-        waited = 0 if loss < best else waited + 1
-        best = min(best, loss)
-        if waited == after:
+        fell = loss < level - options.worth
+        level = loss if fell else level
+        since, waited = (0, 0) if fell else (since + 1, waited + 1)
+        if waited == options.cool_after:
             waited, coolings = 0, coolings + 1
-    return coolings
+    return since, coolings
 
 
 class _Run:
@@ -166,7 +169,7 @@ class _Run:
     def epoch(self) -> None:
         """All rows once, then the held-out ones."""
         options = self.options
-        rate = options.learning_rate * options.cooling ** _coolings(self.trace, options.cool_after)
+        rate = options.learning_rate * options.cooling ** _waiting(self.trace, options)[1]
         for group in self.optimizer.param_groups:
             group.update(lr=rate, weight_decay=options.weight_decay)
         with seeded(self.next_seed):

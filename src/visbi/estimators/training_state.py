@@ -23,6 +23,8 @@ class TrainingOptions:
         max_epochs: passes over the data, at most; resumed parts count together.
         validation_fraction: share of the rows that is held out, in (0, 1).
         patience: epochs without a better held-out loss before training stops.
+        worth: by how much the held-out loss must fall to be better, in nats per row; what is kept are the
+            weights of the lowest loss in any case.
         clip_value: largest norm of the gradient.
         weight_decay: what a step takes off every weight, as a share of it and in units of the learning rate.
             It bounds weights by about 1/weight_decay, because a step of Adam moves them by the learning rate
@@ -46,6 +48,7 @@ class TrainingOptions:
     max_epochs: int = 2000
     validation_fraction: float = 0.1
     patience: int = 15
+    worth: float = 0.0
     clip_value: float = 5.0
     weight_decay: float = 0.1
     averaging: float = 0.99
@@ -57,6 +60,7 @@ class TrainingOptions:
             positive(name, getattr(self, name))
         in_interval("validation_fraction", self.validation_fraction, 0.0, 1.0)
         in_interval("cooling", self.cooling, 0.0, 1.0, closed="r")
+        in_interval("worth", self.worth, 0.0, math.inf, closed="l")
         in_interval("weight_decay", self.weight_decay, 0.0, math.inf, closed="l")
         in_interval("averaging", self.averaging, 0.0, 1.0, closed="l")
 

@@ -36,6 +36,7 @@ _MIN_KEPT = 50
 _FEW_ENTRIES = 16  # of x, up to which splines are affordable
 _BATCHES, _SMALLEST, _LARGEST = 20, 50, 400  # of an epoch, and rows in one
 _COOL_AFTER, _PATIENCE = 3, 8  # epochs, of
+_WORTH = 2e-3  # nats per run: less would not show in a posterior, and takes half of the epochs
 _EPOCH = 20  # steps at least: the weights that are judged are an average over about a hundred
 _WARM = 0.25  # of the usual learning rate: networks that go on should not forget
 _RESCALED = 0.5  # share of its former spread below which x asks for another standardisation
@@ -102,6 +103,7 @@ def _options(n: int, *, warm: bool) -> TrainingOptions:
         batch_size=batch_size,
         cool_after=math.ceil(_COOL_AFTER * longer),
         patience=math.ceil(_PATIENCE * longer),
+        worth=_WORTH,
     )
     return replace(usual, learning_rate=_WARM * usual.learning_rate) if warm else usual
 
