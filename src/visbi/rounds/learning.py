@@ -9,7 +9,9 @@ SLCP, by the mean of log p(x | theta) - log q(x | theta) at new runs near the po
 
 Rates fall sooner than they usually do, networks that go on start at a lower one, and batches grow with the
 runs: two networks of two moons took 66 CPU seconds of training in four rounds of 2500 runs, not 116 as with
-nearly the usual waiting and batches of 200; held-out losses of the last round were within .005.
+nearly the usual waiting and batches of 200; held-out losses of the last round were within .005. With two
+workers, 10,000 runs of two moons took 61 seconds by the clock (mean of five observations) where any fall of
+the held-out loss was worth going on for, and 44 where it had to be .002 nats; mean C2ST .507 and .511.
 
 Where a prior is no box, its coordinates are what the network sees: a wide prior of positive rates would leave
 most of a standardised theta in a corner.
