@@ -33,6 +33,7 @@ METHODS = (
     "map",
     "evaluate",
     "certify",
+    "stack",
     "refine",
 )
 LATER = pytest.mark.parametrize("later", [False, True], ids=["first", "later"])
@@ -518,6 +519,27 @@ def test_certify(later: bool) -> None:
             posterior.certify(x, n_draws=wrong)
     with pytest.raises(ValueError, match="`x`"):
         posterior.certify(torch.zeros(2, 3))
+
+
+@shows("stack", "theta", "x", "n_draws")
+@LATER
+def test_stack(later: bool) -> None:
+    potential = Seen()
+    posterior = fitted(ready(later, potential), **GOOD)
+    with seeded(7):
+        theta = box().sample((300,))
+        x = theta + 0.3 * torch.randn(300, 2)
+    potential.x.clear()
+    assert posterior.stack(theta, x, n_draws=100) == 1.0  # the potential is exact
+    assert sum(potential.sizes) == 300 * 101
+    for wrong in (24, 1.5):
+        with pytest.raises(ValueError, match="`n_draws`"):
+            posterior.stack(theta, x, n_draws=wrong)
+    for theta_, x_ in ((theta[:, :1], x), (theta[:9], x), (theta, x[:, :1]), (theta * torch.nan, x)):
+        with pytest.raises(ValueError, match=r"`theta`|`x`"):
+            posterior.stack(theta_, x_)
+    with pytest.raises(ValueError, match="`stack`: expected an amortised fit"):
+        posterior.refine(X_O, seed=3).stack(theta, x)
 
 
 @shows("refine", "x", "train")

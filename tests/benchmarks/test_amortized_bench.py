@@ -63,7 +63,7 @@ def test_the_proposal_of_the_regression_is_near_its_posterior() -> None:
 
 def test_page() -> None:
     cell = {"task": "two_moons", "method": "forward", "seed": 0, "processor": "p"}
-    rows = [{**cell, "x": None, "seconds": 12.3, "nle_seconds": 45.6}]
+    rows = [{**cell, "x": None, "seconds": 12.3, "nle_seconds": 45.6, "share": 0.55}]
     for x, (raw, corrected, status) in enumerate(
         [(0.6, 0.55, "corrected"), (0.56, 0.55, "suspect"), (0.5, 0.5, "ok")]
     ):
@@ -72,9 +72,7 @@ def test_page() -> None:
     rows.append({**cell, "method": "forward+exact", "x": 0, "exact": 0.51})
     failed = {**cell, "method": "sbi", "x": None, "error": "Traceback\\nValueError: no"}
     text = page([*rows, failed])
-    shown = (
-        "| 12 (46) | 0.550 (0.550) | 0.553 (0.600) | 0.533 (0.550) | 0.510 (0.510) at 1 x | 2 | 1 | 1, 1, 1 |"
-    )
-    assert f"| two_moons | forward | 1 | 3 {shown}" in text
+    scores = "0.553 (0.600) | 0.533 (0.550) | 0.510 (0.510) at 1 x | 2 | 1 | 1, 1, 1 |"
+    assert f"| two_moons | forward | 1 | 3 | 12 (46) | 0.550 (0.550) | 0.55 | {scores}" in text
     assert "ValueError: no" in text
     assert _reason("Traceback\n  File x\nValueError: no\n - Try") == "ValueError: no"
