@@ -234,9 +234,10 @@ class TestStacking:
     def test_what_cannot_be_told(self):
         with pytest.raises(ValueError, match="stack"):
             VIPosterior(narrow, PRIOR).stack(self.BETWEEN, self.X)
-        posterior = like_the_prior(lambda theta, x: theta[:, 0] * torch.nan)
-        with pytest.raises(ValueError, match="finite, most of them"):
-            posterior.stack(self.BETWEEN, self.X)
+        for value in (torch.nan, torch.inf, -torch.inf):
+            posterior = like_the_prior(lambda theta, x, value=value: torch.full_like(theta[:, 0], value))
+            with pytest.raises(ValueError, match="finite, most of them"):
+                posterior.stack(self.BETWEEN, self.X)
         with pytest.raises(ValueError, match="`theta` and `x`"):
             posterior.stack(self.BETWEEN[:5], self.X)
         with pytest.raises(ValueError, match="n_draws"):

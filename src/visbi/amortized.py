@@ -24,6 +24,7 @@ from torch import Tensor
 
 from visbi.certificate.correction import WeightedDraws
 from visbi.certificate.report import Report, certify_many
+from visbi.certificate.rows import cleaned
 from visbi.core.checks import violation
 from visbi.core.logs import log_sum_exp
 from visbi.core.losses import within_reach
@@ -97,14 +98,15 @@ def share_of_potential(
         own_q = fit.conditional.log_prob(theta, x).double()
         own_p = _of_pairs(potential, theta[None], x)[0]
     lead = own_p - own_q
-    if not bool(lead.nan_to_num(-torch.inf).median().isfinite()):
+    lead = torch.where(lead.isfinite(), lead, -torch.inf)
+    if not bool(lead.median().isfinite()):
         expected = "simulations at which q and the potential are finite, most of them"
         raise ValueError(violation("theta` and `x", expected, "others"))
-    lead = -within_reach(-lead.nan_to_num(-torch.inf))
+    lead = -within_reach(-lead)
     shares = torch.linspace(0.0, 1.0, _SHARES + 1, dtype=lead.dtype, device=lead.device)[:, None]
-    columns = [d.log_p - d.log_q for some in _weighed(fit.at(x), potential, n) for d in some]
-    log_w = torch.stack(columns, 1).nan_to_num(-torch.inf, -torch.inf, -torch.inf)
-    log_z = [torch.zeros_like(lead), *(log_sum_exp(a * log_w, 0) - math.log(n) for a in shares[1:])]
+    rows = [d.log_p - d.log_q for some in _weighed(fit.at(x), potential, n) for d in some]
+    log_w = cleaned(torch.stack(rows))
+    log_z = [torch.zeros_like(lead), *(log_sum_exp(a * log_w, 1) - math.log(n) for a in shares[1:])]
     score = shares * lead - torch.stack(log_z)  # less log q, which is the same for all
     gain = score - score[-1]
     best = int(gain.mean(1).argmax())
