@@ -121,7 +121,8 @@ class Target:
         with torch.no_grad():
             parts = [self._evaluate(piece) for piece in self._pieces(rows)]
         self._count(self.tally.values, rows.shape[1])
-        return self._clean(torch.cat(parts, 1)).reshape(z.shape[:-1])
+        value = torch.cat(parts, 1)
+        return self._clean(value, whole=_all_finite(value)).reshape(z.shape[:-1])
 
     def value_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """ell(z) and its gradient, of z's shape."""
@@ -137,10 +138,11 @@ class Target:
             gradients.append(gradient)
         self._count(self.tally.gradients, rows.shape[1])
         value, gradient = torch.cat(values, 1), torch.cat(gradients, 1)
-        if not (_all_finite(value) and _all_finite(gradient)):
+        whole = _all_finite(value)
+        if not (whole and _all_finite(gradient)):
             usable = torch.isfinite(value)[..., None] & torch.isfinite(gradient).all(-1, keepdim=True)
             gradient = torch.where(usable, gradient, torch.zeros_like(gradient))
-        return self._clean(value).reshape(z.shape[:-1]), gradient.reshape(z.shape)
+        return self._clean(value, whole=whole).reshape(z.shape[:-1]), gradient.reshape(z.shape)
 
     def _rows(self, z: Tensor) -> Tensor:
         """z as (F, M, d): whatever stands first in z, the potentials are outermost."""
@@ -157,8 +159,9 @@ class Target:
     def _count(self, which: Tensor, n: int) -> None:
         which.index_add_(0, self._which, torch.full_like(self._which, n))
 
-    def _clean(self, value: Tensor) -> Tensor:
-        if _all_finite(value):
+    def _clean(self, value: Tensor, *, whole: bool) -> Tensor:
+        """`value` (F, M) above the floor, and a count of what is not finite; `whole` says that all is."""
+        if whole:
             return value.clamp_min(_FLOOR)
         finite = torch.isfinite(value)
         self.tally.nonfinite[self._which] += (~finite).sum(1).cpu()
