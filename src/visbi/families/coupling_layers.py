@@ -4,7 +4,7 @@ A layer keeps some entries x_K of x and moves the others, entry by entry, as the
 
     y_K = x_K,   y_M = f(x_M; phi),   phi = W3 g(W2 g(W1 x_K + C c + b1) + b2) + b3,
 
-where f(x) = exp(s) x + t, s = 3 tanh(a), phi = (a, t), or f is a monotone spline (`families.spline`); c is a
+where f(x) = exp(s) x + t, s = 3 tanh(a), phi = (a, t), or f is a monotone spline (`core.spline`); c is a
 context, if there is one, and g(a) = a sigmoid(a), so that the density has no kinks. Both directions take one
 pass. W3 and b3 start at zero: every layer is the identity.
 
