@@ -14,7 +14,8 @@ from visbi.certificate.weights import resample
 from visbi.core.rows import picked
 from visbi.families.gaussians import Mixture
 from visbi.fitting.budget import BudgetReached
-from visbi.fitting.explore import Exploration, drift
+from visbi.fitting.explore import Exploration, drift, explore
+from visbi.fitting.hidden import with_hidden
 from visbi.fitting.mixture import defended
 from visbi.fitting.pool import BELIEVED, DISCOUNT, Pool, Proposal, Trial
 from visbi.fitting.refine import POINTS, ROUNDS, TRIAL, around
@@ -29,6 +30,7 @@ SEARCHED = 5
 """Dimensions up to which eight times the draws of the prior meet modes of two thirds the width, or less."""
 _GOOD = ("ok", "corrected")
 _ACCUSERS = 2  # particles; a mode of a few percent may have lost all but so many of its own on the way
+_FEW_USABLE = 0.1  # share of the prior's draws
 _WITNESSES = 20  # points in effect; fewer may be a tail's chance
 _MISSING = 0.02  # share of the mass beyond which an answer is in doubt
 _FLOW_DIMENSIONS = 4
@@ -41,7 +43,10 @@ class Effort:
 
     Attributes:
         look: draws of the prior that are looked at first, and
-        search: so many more of them in `SEARCHED` dimensions or fewer, for modes that hardly any draw meets.
+        search: so many more of them in `SEARCHED` dimensions or fewer, for modes that hardly any draw meets;
+            in more dimensions
+        inward: draws that are moved inwards: all of the prior's lie near one distance from its middle there,
+            and the slopes that lead to a narrow mode may lie nearer.
         keep_look: whether they count among the points that mixtures are fitted to.
         particles: of the explorer; `confirming` of them where a Gaussian already fits, and none where
             the look's draws bear witness.
@@ -57,6 +62,7 @@ class Effort:
 
     look: int = 4096
     search: int = 28_672
+    inward: int = 12_288
     keep_look: bool = False
     particles: int = 1024
     confirming: int = 512
@@ -80,6 +86,7 @@ ALONE = Effort()
 SIDE_BY_SIDE = Effort(
     look=2048,
     search=0,
+    inward=0,
     keep_look=True,
     particles=256,
     confirming=0,
@@ -162,9 +169,11 @@ class Group:
         gradient: whether the potential has one that is of use.
         starts: (F, S, d) promising draws of the prior, and
         usable: (F, S) whether the potential is finite there.
-        searched: (F, N, d) draws of the prior, and
+        searched: (F, N, d) draws of the prior, some of them moved inwards, and
         found: (F, N) ell at them, -inf where it is not finite.
+        n_prior: how many of them were not moved.
         seen: what the explorer saw.
+        elsewhere: the last q that lacked mass, with Gaussians where that was found; of one fit alone.
     """
 
     target: Target
@@ -177,7 +186,9 @@ class Group:
     usable: Tensor = field(default_factory=lambda: torch.zeros(0))
     searched: Tensor = field(default_factory=lambda: torch.zeros(0))
     found: Tensor = field(default_factory=lambda: torch.zeros(0))
+    n_prior: int = 0
     seen: Exploration | None = None
+    elsewhere: Mixture | None = None
 
     @property
     def alone(self) -> bool:
@@ -204,7 +215,9 @@ class Group:
             self.usable[which],
             self.searched[which] if len(self.searched) else self.searched,
             self.found[which] if len(self.found) else self.found,
+            self.n_prior,
             None if self.seen is None else self.seen.of_fits(which),
+            None if self.elsewhere is None else self.elsewhere.of_fits(which),
         )
 
     def parts(self, which: Tensor) -> tuple["Group | None", "Group | None"]:
@@ -311,11 +324,26 @@ class Group:
         )
         return [[*each, carried] if by > _DRIFT else each for each, by in zip(found, moved, strict=True)]
 
+    def explore(self, n: int, **how: int) -> None:
+        """Send n particles from the prior to the posterior of every fit; from those of its draws that can be
+        used, where these are few.
+        """
+        usable = torch.isfinite(self.found) if len(self.found) else torch.ones(1, 1, dtype=torch.bool)
+        share = usable.double().mean(1)
+        start = None
+        if bool(((share > 0) & (share < _FEW_USABLE)).all()):
+            log_w = torch.where(usable, 0.0, -torch.inf)
+            index = torch.stack([resample(row, n) for row in log_w])
+            start = picked(self.searched, index), share.log()
+        self.seen = explore(
+            self.target, n, fits=self.target.fits, gradient=self.gradient, start=start, **how
+        )
+
     @property
     def n_searched(self) -> int:
         """Draws of the prior, for each fit, from which modes were looked for."""
-        if len(self.searched):
-            return self.searched.shape[1]
+        if self.n_prior:
+            return self.n_prior
         return self.effort.look if self.effort.keep_look else 0 if self.seen is None else self.seen.z.shape[1]
 
     def missing(self, q: Proposal, log_z: Tensor, *, enough: float = math.inf) -> Tensor:
@@ -338,6 +366,17 @@ class Group:
         elif len(self.searched):
             share = torch.maximum(share, self._missing_near(self.searched, self.found, q, log_z))
         return share
+
+    def hides(self, q: Mixture) -> Tensor:
+        """(F,) whether what a closely matched q leaves unexplained leads to mass that it lacks; see `hidden`."""
+        if not (self.alone and self.gradient and self.target.fits == 1 and len(self.searched)):
+            return ~self.all()
+        each = [(self.searched, self.found), *([] if self.seen is None else [(self.seen.z, self.seen.ell)])]
+        z, ell = (torch.cat(parts, 1) for parts in zip(*each, strict=True))
+        more, share = with_hidden(self.target, q, z, ell, by=LOW)
+        if share > FEW:
+            self.elsewhere = more
+        return torch.full_like(self.all(), share > FEW)
 
     def _seen(self) -> tuple[Tensor, Tensor] | None:
         """Points (F, N, d) and the target at them (F, N) that are independent of q."""
@@ -367,8 +406,10 @@ class Group:
         z, ell = (torch.cat(parts, 1) for parts in zip(*each, strict=True))
         local, there = tops(self.target, z, ell, q, log_z, by=LOW)
         if bool(there.any()):
-            local = defended(local.of_fits(there))
-            share[there] = self.only(there).missing_at(q.of_fits(there), local, log_z[there])
+            local = local.of_fits(there)
+            share[there] = self.only(there).missing_at(q.of_fits(there), defended(local), log_z[there])
+            if self.alone and isinstance(q, Mixture) and bool((share > FEW).all()):
+                self.elsewhere = q.with_(local, float(share[0] / (1 + share[0])))
         return share
 
     def missing_of_points(self, q: Proposal, trial: Trial) -> Tensor:

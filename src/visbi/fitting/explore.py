@@ -178,6 +178,7 @@ def explore(
     base: Base | None = None,
     gradient: bool = True,
     moves: int = _MOVES,
+    start: tuple[Tensor, Tensor] | None = None,
 ) -> Exploration:
     """Carry `n` particles from the base to the posterior.
 
@@ -188,6 +189,8 @@ def explore(
         base: where they start; None is N(0, I).
         gradient: whether the moves use the potential's gradient.
         moves: rounds at each temperature, at least.
+        start: draws of the base (fits, n, d) at which the potential is finite, and the logarithm (fits,) of
+            their share, where so few are that hardly any of n fresh draws would be; some may come twice.
 
     Raises:
         BudgetReached: the target's budget is used up.
@@ -203,8 +206,8 @@ def explore(
     base = StandardNormal(target.dim) if base is None else base
     like = torch.zeros((), dtype=torch.float64, device=target.device)
     kernel = _Moves(target, base, gradient, moves)
-    now = kernel.at(base.sample(fits, n, like))
-    beta, log_z = like.expand(fits), like.expand(fits)
+    z, log_z = (base.sample(fits, n, like), like.expand(fits)) if start is None else start
+    now, beta = kernel.at(z), like.expand(fits)
     betas, log_zs, seen, values = [beta], [log_z], [now.z], [now.relative]
     while bool((beta < 1).any()):
         relative = now.relative

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from visbi.families.coupling_stack import CouplingStack
+from visbi.families.gaussians import cholesky
 from visbi.fitting.climbing import Group
 from visbi.fitting.flow import FlowProposal, flow_body, train_flows
 from visbi.fitting.pool import UNSOUND, Trial
@@ -88,7 +89,7 @@ def _start(now: Group, *, spline: bool) -> CouplingStack:
     cov = (weights[..., None] * centred).mT @ centred
     cov = cov + 1e-9 * torch.diag_embed(cov.diagonal(dim1=-2, dim2=-1))
     bodies = [flow_body(now.target.dim, spline=spline).to(now.target.device) for _ in now.records]
-    return CouplingStack(bodies).placed(mean, torch.linalg.cholesky(cov))
+    return CouplingStack(bodies).placed(mean, cholesky(cov))
 
 
 def polished(now: Group, q: FlowProposal, points: tuple[Tensor, Tensor]) -> tuple[FlowProposal, Trial]:

@@ -30,7 +30,6 @@ from visbi.families.gaussians import Mixture
 from visbi.fitting.bridge import bridge
 from visbi.fitting.budget import BudgetReached
 from visbi.fitting.climbing import ALONE, FEW, SEARCHED, Answer, Effort, Group, Record
-from visbi.fitting.explore import explore
 from visbi.fitting.flying import fly
 from visbi.fitting.match import match_gaussian
 from visbi.fitting.mixture import defended, local_covariances, spread_out
@@ -47,6 +46,7 @@ _CLEAR, _CLEAR_KHAT = 0.5, 0.5  # with which the Gaussian's is, and no mixture n
 _NEARLY = 0.25  # of a Gaussian from which refits of it are tried before anything else
 _LEAST_SHARE = 1e-9  # of the prior beyond the outermost draw, in each dimension
 _ROOM = 8  # times the draws of the search: a budget that leaves less is not spent on it
+_INMOST = 0.03  # of how far it is from the prior's middle, to which a draw is moved at most
 _LOOKED_AT = 512  # promising draws of the prior
 _WIDE = 20  # dimensions beyond which the explorer is not sent after a Gaussian that passes
 _ENOUGH_SEEN = 10.0  # draws of the prior in effect, for each dimension, from which a mixture can be fitted
@@ -139,14 +139,16 @@ def _look(now: Group) -> Sequence[Group]:
         z, ell = trial.z, trial.ell
         usable = torch.isfinite(ell)
     else:
-        more = (
-            now.effort.search if d <= SEARCHED and now.target.budget.left > _ROOM * now.effort.search else 0
-        )
+        more = now.effort.search if d <= SEARCHED else now.effort.inward
+        more = more if now.target.budget.left > _ROOM * more else 0
         z = _evenly_drawn(now.target, n + more)
+        if d > SEARCHED:
+            z[:, n:] *= _INMOST ** torch.rand_like(z[:, n:, :1])
         ell = now.target.value(z)
         usable = is_usable(ell)
         if more:
             now.searched, now.found = z, torch.where(usable, ell, -torch.inf)
+            now.n_prior = n + more if d <= SEARCHED else n
         z, ell, usable = z[:, :n], ell[:, :n], usable[:, :n]
     ell = torch.where(usable, ell, -torch.inf)
     somewhere = usable.any(1)
@@ -197,9 +199,7 @@ def _try_start(now: Group) -> None:
 def _only_a_gaussian(now: Group, q: Mixture, trial: Trial, *, clear: Tensor) -> Sequence[Group]:
     """Gaussians that fit where they are, the `clear` ones; those that only nearly do are refitted first."""
     if now.target.dim <= _WIDE and now.effort.confirming:
-        now.seen = explore(
-            now.target, now.effort.confirming, fits=now.target.fits, gradient=now.gradient, moves=1
-        )
+        now.explore(now.effort.confirming, moves=1)
     good, nearly = now.parts(clear)
     rest = [] if good is None else _unless_more(good, "a Gaussian", q.of_fits(clear), spare=_CLEAR)
     if nearly is None:
@@ -220,6 +220,8 @@ def _unless_more(now: Group, rung: str, q: Mixture, *, spare: float) -> list[Gro
         missed = now.missing_at(wide, defended(now.start), log_z) > FEW
     if not bool(missed.all()):
         missed = missed | (now.missing(wide, log_z, enough=FEW) > FEW)
+    if not bool(missed.all()):
+        missed = missed | now.hides(q)
     if not bool(missed.all()):
         missed = missed | (now.missing_at(wide, defended(_other_gaussians(now)), log_z) > FEW)
     now.tell(missed, f"{rung} missed other modes")
@@ -262,8 +264,9 @@ def _prior_draws(now: Group) -> Sequence[Group]:
 def _mixture(now: Group) -> Sequence[Group]:
     """Mixtures, matched and from particles, and refitted."""
     if now.seen is None:
-        now.seen = explore(now.target, now.effort.particles, fits=now.target.fits, gradient=now.gradient)
+        now.explore(now.effort.particles)
     seen = now.seen
+    assert seen is not None
     z = seen.z
     found: list[Mixture] = []
     if now.gradient:
@@ -273,10 +276,17 @@ def _mixture(now: Group) -> Sequence[Group]:
     found.append(from_particles(seen, now.effort.points))
     if now.start is not None:  # what the user knows of, whatever the explorer saw
         found = [q.with_(now.start, 0.5) for q in found]
+    if now.elsewhere is not None:  # likewise, what the last q lacked
+        found = [now.elsewhere, *(q.with_(now.elsewhere, 0.5) for q in found)]
     best, trial = found[0], now.pool.draw(defended(found[0]), now.effort.trial)
+    if bool((trial.share > _CLEAR).all()) and bool(now.hides(best).all()):
+        assert now.elsewhere is not None
+        found.append(now.elsewhere)
     for other in found[1:]:
         fresh = now.pool.draw(defended(other), now.effort.trial)
         higher = fresh.merit > trial.merit
+        if other is now.elsewhere:
+            higher = now.all()
         best, trial = best.better(other, higher), trial.better(fresh, higher)
     now.consider("a mixture", best, trial)
     if not now.alone:

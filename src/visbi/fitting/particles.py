@@ -20,7 +20,7 @@ from torch import Tensor
 
 from visbi.certificate.report import certify
 from visbi.core.rows import picked
-from visbi.families.gaussians import Mixture
+from visbi.families.gaussians import Mixture, cholesky
 from visbi.fitting.climbing import Answer, Group
 from visbi.fitting.mixture import local_covariances
 from visbi.fitting.state import PARTICLES
@@ -46,7 +46,7 @@ def kernels(z: Tensor) -> Mixture:
     fits, n, d = z.shape
     near = min(max(4 * d, _FEWEST_NEAR), n)
     cov = torch.cat([local_covariances(z, piece, near) for piece in z.split(64, 1)], 1)
-    inverse = torch.linalg.inv(torch.linalg.cholesky(cov))
+    inverse = torch.linalg.inv(cholesky(cov))
     means = []
     for piece, root in zip(z.split(64, 1), inverse.split(64, 1), strict=True):
         gap = z[:, None] - piece[:, :, None]  # (F, C, N, d)

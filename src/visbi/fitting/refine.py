@@ -78,7 +78,7 @@ def matched(
     match = match_gaussian(target, starts.flatten(0, 1), cov.flatten(0, 1), batch=batch, max_iters=max_iters)
     elbo = match.elbo.reshape(fits, k).nan_to_num(-torch.inf, -torch.inf, -torch.inf)
     best = elbo.amax(1, keepdim=True)
-    good = (elbo > best - _HOPELESS) | ~torch.isfinite(best)
+    good = (elbo >= best - _HOPELESS) | ~torch.isfinite(best)
     found = Mixture.of(
         torch.zeros_like(elbo), match.loc.reshape(fits, k, d), match.cov.reshape(fits, k, d, d)
     )

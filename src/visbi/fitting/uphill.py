@@ -19,10 +19,12 @@ from visbi.fitting.pool import Proposal
 from visbi.fitting.refine import matched
 from visbi.fitting.target import Target
 
-__all__ = ["too_low", "tops", "uphill"]
+__all__ = ["FOLLOWED", "KEPT", "line", "too_low", "tops", "uphill", "widths"]
 
-_FOLLOWED = 256  # accusers, the highest ones, in the first line search
-_KEPT = 32  # of them, in the later ones
+FOLLOWED = 256
+"""Points, the highest ones, in the first line search, and"""
+KEPT = 32
+"""of them, in the later ones."""
 _TIMES = 4  # line searches
 _LONGEST, _STEPS = 4.0, 16  # the longest step, prior sds; each of the others is half of the one before
 _MATCHED = 8  # tops from which Gaussians are matched
@@ -65,14 +67,19 @@ def uphill(target: Target, z: Tensor) -> tuple[Tensor, Tensor]:
     True
     """
     ell, gradient = target.value_and_gradient(z)
-    along = gradient / gradient.norm(dim=-1, keepdim=True).clamp_min(1e-300)
-    lengths = _LONGEST * 0.5 ** torch.arange(_STEPS).to(z)
-    each = z[:, :, None] + lengths[:, None] * along[:, :, None]  # (F, K, steps, d)
+    each = line(z, gradient)
     values = torch.cat([ell[..., None], target.value(each)], -1)
     each = torch.cat([z[:, :, None], each], 2)
     highest = values.max(-1)
     index = highest.indices[..., None, None].expand(-1, -1, 1, z.shape[-1])
     return each.gather(2, index)[:, :, 0], highest.values
+
+
+def line(z: Tensor, gradient: Tensor) -> Tensor:
+    """(F, K, steps, d) points from z (F, K, d) along the gradient (F, K, d), at lengths that are halved."""
+    along = gradient / gradient.norm(dim=-1, keepdim=True).clamp_min(1e-300)
+    lengths = _LONGEST * 0.5 ** torch.arange(_STEPS).to(z)
+    return z[:, :, None] + lengths[:, None] * along[:, :, None]
 
 
 def tops(
@@ -99,14 +106,14 @@ def tops(
         return torch.where(too_low(q, z, ell - log_z[:, None] - by), ell, -torch.inf)
 
     height = accusing(z, ell)
-    most = min(_FOLLOWED, int(torch.isfinite(height).sum(1).max()))
+    most = min(FOLLOWED, int(torch.isfinite(height).sum(1).max()))
     for _ in range(_TIMES):
         if most == 0:
             break
         z = picked(z, height.topk(most, 1).indices)
         z, ell = uphill(target, z)
         height = accusing(z, ell)
-        most = min(_KEPT, int(torch.isfinite(height).sum(1).max()))
+        most = min(KEPT, int(torch.isfinite(height).sum(1).max()))
     found = torch.isfinite(height).any(1) if most else torch.zeros_like(log_z, dtype=torch.bool)
     eye = torch.eye(target.dim).to(z)
     if not bool(found.any()):
@@ -115,10 +122,10 @@ def tops(
     weights = torch.isfinite(height).to(z)
     weights = torch.where(found[:, None], weights, 1.0)
     starts = picked(z, spread_out(z, weights / weights.sum(1, keepdim=True), _MATCHED))
-    return matched(target, starts, _widths(target, starts).square()[..., None, None] * eye), found
+    return matched(target, starts, widths(target, starts).square()[..., None, None] * eye), found
 
 
-def _widths(target: Target, z: Tensor) -> Tensor:
+def widths(target: Target, z: Tensor) -> Tensor:
     """(F, K) how far from points (F, K, d) ell has fallen by d / 2, as in a Gaussian of that sd."""
     lengths = _LONGEST * 0.5 ** torch.arange(_STEPS).to(z)
     along = torch.randn(*z.shape[:2], 1, _DIRECTIONS, z.shape[-1]).to(z)

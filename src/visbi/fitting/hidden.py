@@ -1,0 +1,152 @@
+r"""Modes that hardly any draw of the prior leads to: the slope of what q leaves unexplained leads there.
+
+A narrow mode beside a wide one is met by no particle, and the potential's own slopes lead away from it nearly
+everywhere: a hundred standard deviations off it is e^-20 of what the wide one is. But where q is right about
+the wide one,
+
+    r(z) = ell(z) - log q(z) - log Z = log(1 + rest(z) / (Z q(z)))
+
+is zero but for the rest, however little that is there, and its slope points to the rest and to nothing else.
+So points at which r is largest are led up r, not up ell, by line searches; where q has become much too low
+Gaussians are matched, q gets them with the weights that they turn out to have, and what that q leaves
+unexplained leads to the next ones. This is deflation, as of the roots of a polynomial (Farrell, Birkisson,
+Funke: Deflation techniques for finding distinct solutions. SISC 2015), of densities.
+
+How faint a trace can be seen depends on how well q fits: Gaussians that are matched to a Gaussian mode are
+right to 1e-6, and lead to what is e^-14 of them; where q is right to a tenth, little is gained over looking
+for draws at which ell itself is too high (`fitting.uphill`).
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from visbi.core.logs import log_sum_exp
+from visbi.core.rows import picked
+from visbi.families.gaussians import Mixture
+from visbi.fitting.match import match_gaussian
+from visbi.fitting.mixture import merged, spread_out
+from visbi.fitting.target import Target
+from visbi.fitting.uphill import FOLLOWED, KEPT, line, widths
+
+__all__ = ["with_hidden"]
+
+_TURNS = 8  # of finding some and adding them
+_TIMES = 6  # line searches in each
+_MATCHED = 8  # ends from which Gaussians are matched
+_ITERS = 10
+_DRAWS, _DRAWS_OF_EACH = 1024, 64  # that say what components weigh; of each at least
+_FITS = 0.05  # sd of ell - log q, in nats
+_EM = 20
+_LEAST = 1e-9  # weight of a component
+
+
+def with_hidden(target: Target, q: Mixture, z: Tensor, ell: Tensor, *, by: float) -> tuple[Mixture, float]:
+    """q with the modes to which what it leaves unexplained leads, and their share of the mass.
+
+    Args:
+        target: of one potential (F = 1), with a useful gradient.
+        q: matched closely where it is, weights included.
+        z, ell: where to begin (1, N, d) and the target there (1, N), -inf for what need not be looked at.
+        by: nats by which ell - log q - log Z is too much.
+
+    Returns:
+        A mixture whose first components are those of q, and whose weights are those that they turn out to
+        have; the share of the others.
+
+    Raises:
+        BudgetReached: the target's budget is used up.
+
+    >>> import math
+    >>> from torch.distributions import Independent, Normal
+    >>> from visbi.priors import coordinates
+    >>> prior = Independent(Normal(torch.zeros(3).double(), 1.0), 1)
+    >>> def log_p(theta):  # of equal mass, but one a fifth as wide in each of three dimensions
+    ...     wide, narrow = ((theta + side).square().sum(-1) for side in (1.0, -1.0))
+    ...     return torch.logaddexp(-2 * wide, -50 * narrow + 3 * math.log(5))
+    >>> target = Target(log_p, coordinates(prior))
+    >>> wide = Mixture.of(torch.zeros(1, 1), -torch.ones(1, 1, 3), torch.eye(3)[None, None] / 4)
+    >>> wide = Mixture(*(each.double() for each in (wide.log_weights, wide.loc, wide.tril)))
+    >>> z = torch.randn(1, 512, 3).double()
+    >>> both, share = with_hidden(target, wide, z, target.value(z), by=3.0)
+    >>> both.loc[0, 1], share
+    (tensor([1.0000, 1.0000, 1.0000], dtype=torch.float64), 0.50)
+    """
+    own = q.loc.shape[1]
+    q, log_z = _weighed(target, q)
+    for _ in range(_TURNS):
+        ends = _ends(target, q, log_z, z, ell, by=by)
+        if ends is None:
+            break
+        more = _unlike(q, _matched(target, ends))
+        if more.loc.shape[1] == q.loc.shape[1]:
+            break
+        q, log_z = _weighed(target, more)
+    return q, 1.0 - float(q.log_weights[0, :own].exp().sum())
+
+
+def _weighed(target: Target, q: Mixture) -> tuple[Mixture, Tensor]:
+    """q with the weights that its components have in the posterior, and log Z (1,).
+
+    The mass of a component that fits is the same at each of its draws. Where one does not fit: EM on the
+    weights alone, from as many draws of each, whose noise then is the least that can be seen.
+    """
+    count, dim = q.loc.shape[1:]
+    u = torch.randn(1, count, max(_DRAWS, _DRAWS_OF_EACH * count) // count, dim).to(q.loc)
+    z = (q.loc[:, :, None] + u @ q.tril.mT).flatten(1, 2)
+    ell, joint = target.value(z), Mixture(torch.zeros_like(q.log_weights), q.loc, q.tril).by_component(z)
+    own = joint.unflatten(2, u.shape[1:3]).diagonal(dim1=1, dim2=2)  # (1, draws, components)
+    mass = ell.unflatten(1, u.shape[1:3]).mT - own
+    if float(mass.std(1).amax()) < _FITS:
+        log_mass = mass.mean(1)
+        return Mixture(torch.log_softmax(log_mass, 1), q.loc, q.tril), log_sum_exp(log_mass, 1)
+    log_w = ell - log_sum_exp(joint, 1)
+    weights = torch.softmax(log_w, 1)
+    log_share = torch.zeros_like(q.log_weights)
+    for _ in range(_EM):
+        share = torch.softmax(joint + log_share[..., None], 1)
+        log_share = (share @ weights[..., None])[..., 0].clamp_min(_LEAST).log()
+    log_z = log_sum_exp(log_w, 1) - math.log(z.shape[1] / count)
+    return Mixture(torch.log_softmax(log_share, 1), q.loc, q.tril), log_z
+
+
+def _ends(
+    target: Target, q: Mixture, log_z: Tensor, z: Tensor, ell: Tensor, *, by: float
+) -> Tensor | None:
+    """Where r is above `by` after it was climbed, (1, K, d), or None."""
+
+    def left(z: Tensor, ell: Tensor) -> Tensor:
+        return ell - q.log_prob(z) - log_z[:, None]
+
+    r, keep = left(z, ell), FOLLOWED
+    for _ in range(_TIMES):
+        z = picked(z, r.topk(min(keep, r.shape[1]), 1).indices)
+        ell, gradient = target.value_and_gradient(z)
+        log_q, score = q.log_prob_and_score(z)
+        each, index = line(z, gradient - score), z.shape[:2]
+        values = left(each.flatten(1, 2), target.value(each).flatten(1)).unflatten(1, (index[1], -1))
+        highest = torch.cat([(ell - log_q - log_z[:, None])[..., None], values], -1).max(-1)
+        z = torch.cat([z[:, :, None], each], 2)
+        z = z.gather(2, highest.indices[..., None, None].expand(-1, -1, 1, z.shape[-1]))[:, :, 0]
+        r, keep = highest.values, KEPT
+    there = r > by
+    return z[there][None] if bool(there.any()) else None
+
+
+def _matched(target: Target, ends: Tensor) -> Mixture:
+    """Gaussians matched from some ends (1, K, d), all of equal weight."""
+    even = torch.full(ends.shape[:2], 1 / ends.shape[1]).to(ends)
+    starts = picked(ends, spread_out(ends, even, min(_MATCHED, ends.shape[1])))
+    eye = torch.eye(target.dim).to(ends)
+    cov = widths(target, starts).square()[..., None, None] * eye
+    batch = max(2 * target.dim, 32)
+    match = match_gaussian(target, starts[0], cov[0], batch=batch, max_iters=_ITERS)
+    return Mixture.of(torch.zeros_like(match.elbo)[None], match.loc[None], match.cov[None])
+
+
+def _unlike(q: Mixture, new: Mixture) -> Mixture:
+    """q and those of the new components that are like none of its own, and unlike each other."""
+    both = q.with_(new, 0.5)
+    score = -torch.arange(both.loc.shape[1]).to(both.loc)[None]
+    return merged(both, score, both.loc.shape[1])
