@@ -53,6 +53,19 @@ def test_what_its_own_draws_bring_back_is_not_missing():
     assert float(now.missing_of_points(low, now.pool.draw(low, 200_000))) < 0.02
 
 
+def test_what_its_own_draws_find_at_the_same_place_is_not_missing():
+    """Draws of something else find a tenth of the mass where q is too low; those of q do so, too, or do not."""
+    low, left = mixture(0.998, 0.002), mixture(1.0, 1e-12)
+    now = group()
+    log_z = torch.ones(1).double()
+    right = mixture(1e-12, 1.0)
+    assert float(now.missing_at(left, right, log_z, now.pool.draw(left, 4000))) == pytest.approx(
+        0.1, abs=0.02
+    )
+    assert float(now.missing_at(low, right, log_z)) == pytest.approx(0.1, abs=0.02)
+    assert float(now.missing_at(low, right, log_z, now.pool.draw(low, 200_000))) < 0.02
+
+
 def test_a_single_point_is_no_witness():
     now = group(mixture(1.0, 1e-3))
     left = mixture(1.0, 1e-12)

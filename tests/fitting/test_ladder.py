@@ -200,6 +200,42 @@ class TestNotFinite:
         assert report.kl_reverse == math.inf and max(map(len, str(report).splitlines())) < 300
 
 
+class TestSmallSupport:
+    """A ball that holds 5e-4 of a box: hardly any of the explorer's own draws would be in it."""
+
+    @staticmethod
+    def ball(theta: Tensor) -> Tensor:
+        inside = (torch.special.ndtr(theta) - 0.7).norm(dim=-1) < 0.1
+        return torch.where(inside, 0.0, -torch.inf) - 0.5 * theta.square().sum(-1)
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_the_explorer_starts_from_the_draws_that_can_be_used(self, seed):
+        torch.manual_seed(seed)
+        answer = climb(target_of(self.ball, 4))
+        assert answer.report.status in GOOD
+        volume = math.log(math.pi**2 / 2 * 0.1**4) + 2 * math.log(2 * math.pi)
+        assert answer.report.log_evidence == pytest.approx(volume, abs=0.04)
+        u = torch.special.ndtr(resampled(answer)) - 0.7
+        assert (u.norm(dim=-1) / 0.1).pow(4).mean() == pytest.approx(0.5, abs=0.03)
+
+
+class TestRough:
+    """4^8 ripples on a Gaussian: a smooth q has even weights, and few draws in effect."""
+
+    @staticmethod
+    def ripples(theta: Tensor) -> Tensor:
+        return (torch.cos(18 * theta) - 4 * theta.square()).sum(-1)
+
+    def test_more_draws_are_taken_where_few_are_in_effect(self):
+        torch.manual_seed(0)
+        report = climb(target_of(self.ripples, 8)).report
+        assert report.status == "corrected" and "flow" in report.rung
+        assert report.ess_fraction < 0.122 and report.ess >= 2000 and report.n_draws == 65_536
+        grid = torch.linspace(-4, 4, 40_001, dtype=torch.float64)
+        known = 8 * float(torch.logsumexp(torch.cos(18 * grid) - 4 * grid.square(), 0) + math.log(8 / 40_000))
+        assert report.log_evidence == pytest.approx(known, abs=4 * report.log_evidence_se)
+
+
 class TestMissing:
     """A part that the explorer has seen and q misses, while all of q's own draws are content."""
 

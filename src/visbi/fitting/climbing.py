@@ -14,7 +14,7 @@ from visbi.certificate.weights import resample
 from visbi.core.rows import picked
 from visbi.families.gaussians import Mixture
 from visbi.fitting.budget import BudgetReached
-from visbi.fitting.explore import Exploration, drift, explore
+from visbi.fitting.explore import MOVES, Exploration, drift, explore
 from visbi.fitting.hidden import with_hidden
 from visbi.fitting.mixture import defended
 from visbi.fitting.pool import BELIEVED, DISCOUNT, Pool, Proposal, Trial
@@ -31,6 +31,9 @@ SEARCHED = 5
 _GOOD = ("ok", "corrected")
 _ACCUSERS = 2  # particles; a mode of a few percent may have lost all but so many of its own on the way
 _FEW_USABLE = 0.1  # share of the prior's draws
+_MANY = 2000.0  # draws in effect that a user may ask for
+_MORE = 3  # times as many draws where there are fewer
+_EVEN = 0.5  # k-hat
 _WITNESSES = 20  # points in effect; fewer may be a tail's chance
 _MISSING = 0.02  # share of the mass beyond which an answer is in doubt
 _FLOW_DIMENSIONS = 4
@@ -265,11 +268,16 @@ class Group:
                 record.best = rung, q.of_fits(one), trial.of_fits(one)
 
     def certified(self, rung: str, q: Proposal, *, spare: float) -> Tensor:
-        """(F,) whether q passes with a share `spare` of its draws in effect; what passes at all is kept."""
+        """(F,) whether q passes with draws to spare; what passes at all is kept.
+
+        To spare are a share `spare` of the draws in effect, or many where their weights are even and a flow,
+        which might have fitted better, was tried.
+        """
         broken = self.target.broken
-        n = self.effort.draws
-        trial = self.pool.draw(q, n)
-        broken = (self.target.broken - broken) / n
+        trial = self.pool.draw(q, self.effort.draws)
+        if self._too_few(trial):
+            trial = trial.with_(self.pool.draw(q, _MORE * self.effort.draws))
+        broken = (self.target.broken - broken) / trial.ell.shape[1]
         reports = [
             replace(report, n_searched=self.n_searched)
             for report in certify_many(trial.ell, trial.log_q, resampled=True)
@@ -287,14 +295,24 @@ class Group:
             rank = _rank(report, doubted=doubted[i])
             if rank > record.rank:
                 record.answer, record.rank, record.broken = (rung, answer), rank, float(broken[i])
-            passed[i] = report.status in _GOOD and report.ess_fraction >= spare
+            many = record.flown and report.khat < _EVEN and report.ess >= _MANY
+            passed[i] = report.status in _GOOD and (report.ess_fraction >= spare or many)
             if not passed[i]:
                 record.story.append(f"{rung} {_why(report)}")
         return passed
 
+    def _too_few(self, trial: Trial) -> bool:
+        """Whether weights are sound, but so few of a single fit's draws in effect that more are worth it."""
+        n = trial.ell.shape[1]
+        if not self.alone or self.target.fits > 1 or self.target.budget.left < _MORE * n:
+            return False
+        ess = n * float(trial.share)
+        return float(trial.khat) < BELIEVED and _MANY / (1 + _MORE) <= ess < _MANY
+
     def doubts(self, q: Proposal, trial: Trial) -> list[list[str]]:
         """What speaks against each q beside its weights."""
-        share = torch.maximum(self.missing(q, trial.log_z), self.missing_of_points(q, trial)).tolist()
+        share = self.missing(q, trial.log_z, trial=trial)
+        share = torch.maximum(share, self.missing_of_points(q, trial)).tolist()
         found: list[list[str]] = [
             [
                 f"an independent exploration has seen about {100 * each / (1 + each):.1f} % of the "
@@ -324,7 +342,7 @@ class Group:
         )
         return [[*each, carried] if by > _DRIFT else each for each, by in zip(found, moved, strict=True)]
 
-    def explore(self, n: int, **how: int) -> None:
+    def explore(self, n: int, *, moves: int = MOVES) -> None:
         """Send n particles from the prior to the posterior of every fit; from those of its draws that can be
         used, where these are few.
         """
@@ -336,7 +354,7 @@ class Group:
             index = torch.stack([resample(row, n) for row in log_w])
             start = picked(self.searched, index), share.log()
         self.seen = explore(
-            self.target, n, fits=self.target.fits, gradient=self.gradient, start=start, **how
+            self.target, n, fits=self.target.fits, gradient=self.gradient, moves=moves, start=start
         )
 
     @property
@@ -346,37 +364,43 @@ class Group:
             return self.n_prior
         return self.effort.look if self.effort.keep_look else 0 if self.seen is None else self.seen.z.shape[1]
 
-    def missing(self, q: Proposal, log_z: Tensor, *, enough: float = math.inf) -> Tensor:
+    def missing(
+        self, q: Proposal, log_z: Tensor, *, trial: Trial | None = None, enough: float = math.inf
+    ) -> Tensor:
         """(F,) share of the posterior's mass where the explorer's particles, or the look's draws where there
         are none, and the searched draws of the prior say that q is much too low.
 
         Points alone are no proof: where an explorer mixes badly they sit where hardly any mass is. So a
         mixture fitted to those that accuse q is drawn from, and Gaussians matched at the tops to which they
-        lead, and the mass there is weighed. Where the first has found more than `enough` of every fit it is
-        left at that.
+        lead, and the mass there is weighed, less what the draws of q in `trial` find there. Where the first
+        has found more than `enough` of every fit it is left at that.
         """
         share = torch.zeros_like(log_z)
         seen = self._seen()
         if seen is not None:
-            share = self._missing_near(*seen, q, log_z)
+            share = self._missing_near(*seen, q, log_z, trial)
         if bool((share > enough).all()):
             return share
         if self.gradient and self.alone:
-            share = torch.maximum(share, self._missing_uphill(q, log_z))
+            share = torch.maximum(share, self._missing_uphill(q, log_z, trial))
         elif len(self.searched):
-            share = torch.maximum(share, self._missing_near(self.searched, self.found, q, log_z))
+            share = torch.maximum(share, self._missing_near(self.searched, self.found, q, log_z, trial))
         return share
 
-    def hides(self, q: Mixture) -> Tensor:
-        """(F,) whether what a closely matched q leaves unexplained leads to mass that it lacks; see `hidden`."""
+    def hides(self, q: Mixture, log_z: Tensor) -> Tensor:
+        """(F,) whether what a closely matched q does not explain leads to mass it lacks: see `hidden`."""
         if not (self.alone and self.gradient and self.target.fits == 1 and len(self.searched)):
             return ~self.all()
         each = [(self.searched, self.found), *([] if self.seen is None else [(self.seen.z, self.seen.ell)])]
         z, ell = (torch.cat(parts, 1) for parts in zip(*each, strict=True))
-        more, share = with_hidden(self.target, q, z, ell, by=LOW)
-        if share > FEW:
-            self.elsewhere = more
-        return torch.full_like(self.all(), share > FEW)
+        both = with_hidden(self.target, q, z, ell, by=LOW)
+        if both.loc.shape[1] == q.loc.shape[1]:
+            return ~self.all()
+        new = both.only(torch.arange(both.loc.shape[1], device=z.device)[None] >= q.loc.shape[1])
+        found = self.missing_at(defended(q), defended(new), log_z) > FEW
+        if bool(found.all()):
+            self.elsewhere = both
+        return found
 
     def _seen(self) -> tuple[Tensor, Tensor] | None:
         """Points (F, N, d) and the target at them (F, N) that are independent of q."""
@@ -387,17 +411,20 @@ class Group:
             return looked.z, looked.ell
         return None
 
-    def _missing_near(self, z: Tensor, ell: Tensor, q: Proposal, log_z: Tensor) -> Tensor:
+    def _missing_near(
+        self, z: Tensor, ell: Tensor, q: Proposal, log_z: Tensor, trial: Trial | None
+    ) -> Tensor:
         """(F,) mass around those of the points z (F, N, d) that say q is much too low."""
         share = torch.zeros_like(log_z)
         low = too_low(q, z, ell - log_z[:, None] - LOW)
         accused = low.sum(1) >= _ACCUSERS
         if bool(accused.any()):
             local = defended(around(z[accused], low[accused].double()))
-            share[accused] = self.only(accused).missing_at(q.of_fits(accused), local, log_z[accused])
+            trial = None if trial is None else trial.of_fits(accused)
+            share[accused] = self.only(accused).missing_at(q.of_fits(accused), local, log_z[accused], trial)
         return share
 
-    def _missing_uphill(self, q: Proposal, log_z: Tensor) -> Tensor:
+    def _missing_uphill(self, q: Proposal, log_z: Tensor, trial: Trial | None) -> Tensor:
         """(F,) mass at the tops to which particles and searched draws of the prior lead: see `uphill`."""
         share = torch.zeros_like(log_z)
         each = [points for points in (self._seen(), (self.searched, self.found)) if points and len(points[0])]
@@ -407,7 +434,8 @@ class Group:
         local, there = tops(self.target, z, ell, q, log_z, by=LOW)
         if bool(there.any()):
             local = local.of_fits(there)
-            share[there] = self.only(there).missing_at(q.of_fits(there), defended(local), log_z[there])
+            trial = None if trial is None else trial.of_fits(there)
+            share[there] = self.only(there).missing_at(q.of_fits(there), defended(local), log_z[there], trial)
             if self.alone and isinstance(q, Mixture) and bool((share > FEW).all()):
                 self.elsewhere = q.with_(local, float(share[0] / (1 + share[0])))
         return share
@@ -429,14 +457,24 @@ class Group:
         known = mass.square() > _WITNESSES * squares
         return torch.where(known, (mass / low.shape[1] - own).clamp_min(0.0), 0.0)
 
-    def missing_at(self, q: Proposal, local: Mixture, log_z: Tensor) -> Tensor:
-        """(F,) mass, relative to what q has, that draws of `local` find where q is much too low."""
-        trial = self.pool.draw(local, self.effort.witnesses)
-        log_q = q.log_prob(trial.z)
-        both = torch.logaddexp(log_q, trial.log_q) - math.log(2)  # half of the draws are thought to be q's
-        log_z = log_z[:, None]
-        mass = (trial.ell - both - log_z).clamp_max(50.0).exp() * (trial.ell - log_q - log_z > LOW)
-        return mass.mean(1) / 2
+    def missing_at(self, q: Proposal, local: Mixture, log_z: Tensor, trial: Trial | None = None) -> Tensor:
+        """(F,) mass, relative to what q has, that draws of `local` find where q is much too low.
+
+        Each counts by local / (q + local): as one of so many draws, half of which are thought to be q's. What
+        the draws of q in `trial` find there, counted alike, is not missing: their weights bring it back.
+        """
+        found = self.pool.draw(local, self.effort.witnesses)
+        log_q, log_z = q.log_prob(found.z), log_z[:, None]
+        log_w = found.ell - torch.logaddexp(log_q, found.log_q) - log_z
+        share = (log_w.clamp_max(50.0).exp() * (found.ell - log_q - log_z > LOW)).mean(1)
+        if trial is None:
+            return share
+        log_w = trial.log_w - log_z
+        low = (log_w > LOW).any(0)
+        log_q, log_local = trial.log_q[:, low], local.log_prob(trial.z[:, low])
+        part = torch.sigmoid(log_local - log_q) * log_w[:, low].clamp_max(50.0).exp()
+        own = (part * (log_w[:, low] > LOW)).sum(1) / log_w.shape[1]
+        return (share - own).clamp_min(0.0)
 
 
 def _doubted(report: Report, doubts: list[str]) -> Report:

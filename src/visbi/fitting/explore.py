@@ -26,7 +26,7 @@ from torch import Tensor
 from visbi.core.logs import exp_, log_sum_exp
 from visbi.fitting.target import Target, log_standard_normal
 
-__all__ = ["Base", "Exploration", "StandardNormal", "drift", "explore"]
+__all__ = ["MOVES", "Base", "Exploration", "StandardNormal", "drift", "explore"]
 
 _ESS = 0.5
 _LEAPFROG = 5  # steps of a move, at most: fewer where steps are so long that
@@ -35,7 +35,8 @@ _ACCEPTANCE = 0.8
 _WALK_ACCEPTANCE = 0.234
 _GAIN = 1.7  # one over the slope of acceptance by the logarithm of the step, there
 _MAX_MOVES, _MAX_WALKS = 12, 40
-_MOVES = 2  # with one, what is fitted to the particles has more to mend and takes longer
+MOVES = 2
+"""Rounds at a temperature; with one, what is fitted to the particles has more to mend and takes longer."""
 _FIRST = 0.01  # temperature below which far too wide priors spend most of their steps, and
 _FIRST_MOVES = 1  # one is enough
 _CORRELATION = 0.5  # moves go on until lag-one correlation falls below
@@ -177,7 +178,7 @@ def explore(
     fits: int = 1,
     base: Base | None = None,
     gradient: bool = True,
-    moves: int = _MOVES,
+    moves: int = MOVES,
     start: tuple[Tensor, Tensor] | None = None,
 ) -> Exploration:
     """Carry `n` particles from the base to the posterior.
@@ -237,7 +238,7 @@ def explore(
 class _Moves:
     """Markov kernels that leave the tempered density as it is, and what they learn about it."""
 
-    def __init__(self, target: Target, base: Base, gradient: bool, least: int = _MOVES) -> None:
+    def __init__(self, target: Target, base: Base, gradient: bool, least: int = MOVES) -> None:
         self.target, self.base, self.gradient, self.least = target, base, gradient, least
         start = 0.8 / target.dim**0.25 if gradient else 2.38 / math.sqrt(target.dim)
         self.step = torch.full((1,), start, dtype=torch.float64, device=target.device)

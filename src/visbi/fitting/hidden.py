@@ -13,11 +13,9 @@ unexplained leads to the next ones. This is deflation, as of the roots of a poly
 Funke: Deflation techniques for finding distinct solutions. SISC 2015), of densities.
 
 How faint a trace can be seen depends on how well q fits: Gaussians that are matched to a Gaussian mode are
-right to 1e-6, and lead to what is e^-14 of them; where q is right to a tenth, little is gained over looking
-for draws at which ell itself is too high (`fitting.uphill`).
+right to 1e-6, and lead to what is e^-14 of them. Where q is right to no more than a tenth, little is gained
+over looking for draws at which ell itself is too high (`fitting.uphill`), and nothing is done.
 """
-
-import math
 
 import torch
 from torch import Tensor
@@ -26,8 +24,8 @@ from visbi.core.logs import log_sum_exp
 from visbi.core.rows import picked
 from visbi.families.gaussians import Mixture
 from visbi.fitting.match import match_gaussian
-from visbi.fitting.mixture import merged, spread_out
-from visbi.fitting.target import Target
+from visbi.fitting.mixture import ALIKE, bhattacharyya, merged, spread_out
+from visbi.fitting.target import Target, log_standard_normal
 from visbi.fitting.uphill import FOLLOWED, KEPT, line, widths
 
 __all__ = ["with_hidden"]
@@ -37,13 +35,11 @@ _TIMES = 6  # line searches in each
 _MATCHED = 8  # ends from which Gaussians are matched
 _ITERS = 10
 _DRAWS, _DRAWS_OF_EACH = 1024, 64  # that say what components weigh; of each at least
-_FITS = 0.05  # sd of ell - log q, in nats
-_EM = 20
-_LEAST = 1e-9  # weight of a component
+_FITS = 0.1  # sd of ell - log q, in nats, of what fits closely enough
 
 
-def with_hidden(target: Target, q: Mixture, z: Tensor, ell: Tensor, *, by: float) -> tuple[Mixture, float]:
-    """q with the modes to which what it leaves unexplained leads, and their share of the mass.
+def with_hidden(target: Target, q: Mixture, z: Tensor, ell: Tensor, *, by: float) -> Mixture:
+    """q with the modes to which what it leaves unexplained leads.
 
     Args:
         target: of one potential (F = 1), with a useful gradient.
@@ -52,8 +48,7 @@ def with_hidden(target: Target, q: Mixture, z: Tensor, ell: Tensor, *, by: float
         by: nats by which ell - log q - log Z is too much.
 
     Returns:
-        A mixture whose first components are those of q, and whose weights are those that they turn out to
-        have; the share of the others.
+        A mixture whose first components are those of q; its weights are those that it turns out to have.
 
     Raises:
         BudgetReached: the target's budget is used up.
@@ -69,51 +64,41 @@ def with_hidden(target: Target, q: Mixture, z: Tensor, ell: Tensor, *, by: float
     >>> wide = Mixture.of(torch.zeros(1, 1), -torch.ones(1, 1, 3), torch.eye(3)[None, None] / 4)
     >>> wide = Mixture(*(each.double() for each in (wide.log_weights, wide.loc, wide.tril)))
     >>> z = torch.randn(1, 512, 3).double()
-    >>> both, share = with_hidden(target, wide, z, target.value(z), by=3.0)
-    >>> both.loc[0, 1], share
-    (tensor([1.0000, 1.0000, 1.0000], dtype=torch.float64), 0.50)
+    >>> both = with_hidden(target, wide, z, target.value(z), by=3.0)
+    >>> both.loc[0, 1], both.log_weights.exp()
+    (tensor([1.0000, 1.0000, 1.0000], dtype=torch.float64), tensor([[0.50, 0.50]], dtype=torch.float64))
     """
-    own = q.loc.shape[1]
-    q, log_z = _weighed(target, q)
-    for _ in range(_TURNS):
+    q, log_z, fits = _weighed(target, q)
+    for _ in range(_TURNS if fits else 0):
         ends = _ends(target, q, log_z, z, ell, by=by)
         if ends is None:
             break
         more = _unlike(q, _matched(target, ends))
         if more.loc.shape[1] == q.loc.shape[1]:
             break
-        q, log_z = _weighed(target, more)
-    return q, 1.0 - float(q.log_weights[0, :own].exp().sum())
+        q, log_z, fits = _weighed(target, more)
+        if not fits:
+            break
+    return q
 
 
-def _weighed(target: Target, q: Mixture) -> tuple[Mixture, Tensor]:
-    """q with the weights that its components have in the posterior, and log Z (1,).
+def _weighed(target: Target, q: Mixture) -> tuple[Mixture, Tensor, bool]:
+    """q with the weights that its components have in the posterior, log Z (1,), and whether all of them fit.
 
-    The mass of a component that fits is the same at each of its draws. Where one does not fit: EM on the
-    weights alone, from as many draws of each, whose noise then is the least that can be seen.
+    The mass of a component that fits is the same at each of its draws.
     """
     count, dim = q.loc.shape[1:]
     u = torch.randn(1, count, max(_DRAWS, _DRAWS_OF_EACH * count) // count, dim).to(q.loc)
-    z = (q.loc[:, :, None] + u @ q.tril.mT).flatten(1, 2)
-    ell, joint = target.value(z), Mixture(torch.zeros_like(q.log_weights), q.loc, q.tril).by_component(z)
-    own = joint.unflatten(2, u.shape[1:3]).diagonal(dim1=1, dim2=2)  # (1, draws, components)
-    mass = ell.unflatten(1, u.shape[1:3]).mT - own
-    if float(mass.std(1).amax()) < _FITS:
-        log_mass = mass.mean(1)
-        return Mixture(torch.log_softmax(log_mass, 1), q.loc, q.tril), log_sum_exp(log_mass, 1)
-    log_w = ell - log_sum_exp(joint, 1)
-    weights = torch.softmax(log_w, 1)
-    log_share = torch.zeros_like(q.log_weights)
-    for _ in range(_EM):
-        share = torch.softmax(joint + log_share[..., None], 1)
-        log_share = (share @ weights[..., None])[..., 0].clamp_min(_LEAST).log()
-    log_z = log_sum_exp(log_w, 1) - math.log(z.shape[1] / count)
-    return Mixture(torch.log_softmax(log_share, 1), q.loc, q.tril), log_z
+    z = q.loc[:, :, None] + u @ q.tril.mT
+    log_det = q.tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)[..., None]
+    log_q = log_standard_normal(u) - log_det
+    mass = target.value(z) - log_q  # (1, components, draws)
+    log_mass = mass.mean(-1)
+    log_z = log_sum_exp(log_mass, 1)
+    return Mixture(log_mass - log_z, q.loc, q.tril), log_z, float(mass.std(-1).amax()) < _FITS
 
 
-def _ends(
-    target: Target, q: Mixture, log_z: Tensor, z: Tensor, ell: Tensor, *, by: float
-) -> Tensor | None:
+def _ends(target: Target, q: Mixture, log_z: Tensor, z: Tensor, ell: Tensor, *, by: float) -> Tensor | None:
     """Where r is above `by` after it was climbed, (1, K, d), or None."""
 
     def left(z: Tensor, ell: Tensor) -> Tensor:
@@ -147,6 +132,10 @@ def _matched(target: Target, ends: Tensor) -> Mixture:
 
 def _unlike(q: Mixture, new: Mixture) -> Mixture:
     """q and those of the new components that are like none of its own, and unlike each other."""
-    both = q.with_(new, 0.5)
-    score = -torch.arange(both.loc.shape[1]).to(both.loc)[None]
-    return merged(both, score, both.loc.shape[1])
+    own = q.loc.shape[1]
+    distance = bhattacharyya(q.with_(new, 0.5))[:, own:, :own]
+    apart = (distance > ALIKE).all(-1)
+    if not bool(apart.any()):
+        return q
+    new = new.only(apart)
+    return q.with_(merged(new, torch.zeros_like(new.log_weights), new.loc.shape[1]), 0.5)

@@ -221,7 +221,7 @@ def _unless_more(now: Group, rung: str, q: Mixture, *, spare: float) -> list[Gro
     if not bool(missed.all()):
         missed = missed | (now.missing(wide, log_z, enough=FEW) > FEW)
     if not bool(missed.all()):
-        missed = missed | now.hides(q)
+        missed = missed | now.hides(q, log_z)
     if not bool(missed.all()):
         missed = missed | (now.missing_at(wide, defended(_other_gaussians(now)), log_z) > FEW)
     now.tell(missed, f"{rung} missed other modes")
@@ -279,7 +279,7 @@ def _mixture(now: Group) -> Sequence[Group]:
     if now.elsewhere is not None:  # likewise, what the last q lacked
         found = [now.elsewhere, *(q.with_(now.elsewhere, 0.5) for q in found)]
     best, trial = found[0], now.pool.draw(defended(found[0]), now.effort.trial)
-    if bool((trial.share > _CLEAR).all()) and bool(now.hides(best).all()):
+    if bool((trial.share > _CLEAR).all()) and bool(now.hides(best, trial.log_z).all()):
         assert now.elsewhere is not None
         found.append(now.elsewhere)
     for other in found[1:]:

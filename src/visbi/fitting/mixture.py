@@ -8,11 +8,12 @@ from torch import Tensor
 from visbi.core.rows import trues_first
 from visbi.families.gaussians import Mixture, cholesky
 
-__all__ = ["defence", "defended", "local_covariances", "merged", "spread_out"]
+__all__ = ["ALIKE", "bhattacharyya", "defence", "defended", "local_covariances", "merged", "spread_out"]
 
 _DEFENCE = ((2.5, 0.08), (6.0, 0.02))  # radii in spreads of the typical shell, and shares
 _LEAST = 1e-8  # smallest variance of a neighbourhood, relative to that of all points
-_ALIKE = 0.5  # Bhattacharyya distance below which two components are one
+ALIKE = 0.5
+"""Bhattacharyya distance below which two components are one."""
 
 
 def defence(dim: int) -> tuple[tuple[float, float], ...]:
@@ -45,7 +46,7 @@ def defended(q: Mixture) -> Mixture:
 def merged(mixture: Mixture, score: Tensor, most: int) -> Mixture:
     """At most `most` unlike components of each mixture, best `score` first, with equal weights.
 
-    Two are alike if their Bhattacharyya distance is below `_ALIKE`:
+    Two are alike if their Bhattacharyya distance is below `ALIKE`:
     (m - n)' [(S + T) / 2]^-1 (m - n) / 8 + log(|(S + T) / 2| / sqrt(|S| |T|)) / 2.
 
     Args:
@@ -59,11 +60,11 @@ def merged(mixture: Mixture, score: Tensor, most: int) -> Mixture:
     """
     alive = torch.isfinite(mixture.log_weights)
     order = torch.where(alive, score, -torch.inf).argsort(1, descending=True)
-    distance = _bhattacharyya(mixture)
+    distance = bhattacharyya(mixture)
     kept = torch.zeros_like(alive)
     fit = torch.arange(len(order), device=order.device)
     for k in order.T:
-        alike = ((distance[fit, k] < _ALIKE) & kept).any(1)
+        alike = ((distance[fit, k] < ALIKE) & kept).any(1)
         kept[fit, k] = alive[fit, k] & ~alike & (kept.sum(1) < most)
     front = trues_first(kept.gather(1, order))
     chosen = order.gather(1, front)[:, : int(kept.sum(1).max())]
@@ -75,7 +76,7 @@ def merged(mixture: Mixture, score: Tensor, most: int) -> Mixture:
     )
 
 
-def _bhattacharyya(mixture: Mixture) -> Tensor:
+def bhattacharyya(mixture: Mixture) -> Tensor:
     """(F, K, K) distances between the components of each mixture."""
     cov = mixture.cov
     log_det = 2 * mixture.tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)

@@ -93,6 +93,14 @@ class Trial:
         """The first n draws, with what all of them say."""
         return replace(self, z=self.z[:, :n], ell=self.ell[:, :n], log_q=self.log_q[:, :n])
 
+    def with_(self, other: "Trial") -> "Trial":
+        """This one with more draws of the same proposals."""
+        return _weighed(
+            torch.cat([self.z, other.z], 1),
+            torch.cat([self.ell, other.ell], 1),
+            torch.cat([self.log_q, other.log_q], 1),
+        )
+
     def better(self, other: "Trial", where: Tensor) -> "Trial":
         """This one, and `other` for the fits `where`, (F,) bool; as many draws as both have."""
         if bool(where.all()) or not bool(where.any()):
@@ -140,9 +148,7 @@ class Pool:
         z = q.sample(n)
         ell, log_q = self.target.value(z), q.log_prob(z)
         ell = torch.where(is_usable(ell), ell, -torch.inf)
-        log_w = ell - log_q
-        weights = cleaned(log_w)
-        trial = Trial(z, ell, log_q, effective_sample_size(weights) / n, pareto_smooth(weights)[1])
+        trial = _weighed(z, ell, log_q)
         number = len(self.proposals)
         self.proposals.append((q, trial))
         self._known[number, number] = log_q
@@ -201,6 +207,12 @@ class Pool:
             least: points in effect that there must be: where there are fewer, the weights are tempered.
         """
         return thinned(self.z, _tempered(self.log_w(), least), most)
+
+
+def _weighed(z: Tensor, ell: Tensor, log_q: Tensor) -> Trial:
+    """What draws z (F, n, d) with ell and log q (F, n) say."""
+    log_w = cleaned(ell - log_q)
+    return Trial(z, ell, log_q, effective_sample_size(log_w) / log_w.shape[1], pareto_smooth(log_w)[1])
 
 
 def _tempered(log_w: Tensor, least: float) -> Tensor:
