@@ -306,6 +306,8 @@ class Group:
         n = trial.ell.shape[1]
         if not self.alone or self.target.fits > 1 or self.target.budget.left < _MORE * n:
             return False
+        if bool(self.for_a_flow()):
+            return False
         ess = n * float(trial.share)
         return float(trial.khat) < BELIEVED and _MANY / (1 + _MORE) <= ess < _MANY
 
