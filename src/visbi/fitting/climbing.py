@@ -393,7 +393,8 @@ class Group:
         """(F,) whether what a closely matched q does not explain leads to mass it lacks: see `hidden`."""
         if not (self.alone and self.gradient and self.target.fits == 1 and len(self.searched)):
             return ~self.all()
-        each = [(self.searched, self.found), *([] if self.seen is None else [(self.seen.z, self.seen.ell)])]
+        each = [(self.searched, self.found), (self.pool.z, self.pool.ell)]
+        each += [] if self.seen is None else [(self.seen.z, self.seen.ell)]
         z, ell = (torch.cat(parts, 1) for parts in zip(*each, strict=True))
         both = with_hidden(self.target, q, z, ell, by=LOW)
         if both.loc.shape[1] == q.loc.shape[1]:
