@@ -29,6 +29,7 @@ from visbi.fitting.mixture import defended
 from visbi.fitting.pool import Pool
 from visbi.fitting.refine import from_particles, refined
 from visbi.fitting.target import Target as Ell
+from visbi.fitting.verdicts import certified
 from visbi.priors import coordinates
 
 HERE = Path(__file__).parent
@@ -117,7 +118,8 @@ class Bench:
 
     def certify(self, q: Mixture | FlowProposal) -> None:
         """Draws, weights and doubts."""
-        Group(self.ell, [Record()], ALONE, Pool(self.ell), seen=self.seen).certified("q", q, spare=0.2)
+        group = Group(self.ell, [Record()], ALONE, Pool(self.ell), seen=self.seen)
+        certified(group, "q", q, spare=0.2)
 
 
 def _moments(z: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from torch.distributions import MultivariateNormal
 from visbi.certificate.rows import effective_sample_size
 from visbi.families.coupling_stack import CouplingStack
 from visbi.families.gaussians import Mixture
-from visbi.fitting import climbing, flying
+from visbi.fitting import flying, verdicts
 from visbi.fitting.climbing import ALONE, Group, Record
 from visbi.fitting.explore import explore
 from visbi.fitting.flow import FlowProposal, flow_body, train_flows
@@ -78,7 +78,7 @@ def test_a_flow_is_tried_once():
 def test_what_no_flow_fits_goes_on_with_a_word(short, monkeypatch):
     monkeypatch.setattr(flying, "_ROUNDS", 1)
     monkeypatch.setattr(flying, "_STEPS", 2)
-    monkeypatch.setattr(climbing, "_MANY", math.inf)
+    monkeypatch.setattr(verdicts, "_MANY", math.inf)
     now = group(rings, modes=2)
     (left,) = fly(now, spare=1.1)  # nothing has that much to spare
     assert left.records == now.records and left.records[0].best is not None

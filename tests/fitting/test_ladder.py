@@ -12,7 +12,7 @@ from torch.distributions import MultivariateNormal
 from mixture_cases import FOUR, known
 from visbi.certificate import WeightedDraws
 from visbi.families.gaussians import Mixture
-from visbi.fitting import ladder
+from visbi.fitting import ladder, witnesses
 from visbi.fitting.budget import Budget
 from visbi.fitting.climbing import ALONE, Answer, Group, Record
 from visbi.fitting.explore import explore
@@ -21,6 +21,8 @@ from visbi.fitting.mixture import defended
 from visbi.fitting.pool import Pool
 from visbi.fitting.refine import around
 from visbi.fitting.target import Target
+from visbi.fitting.verdicts import certified
+from visbi.fitting.witnesses import missing
 from visbi.priors import coordinates
 
 GOOD = ("ok", "corrected")
@@ -250,37 +252,37 @@ class TestMissing:
     def test_its_share_is_told(self):
         now = self.climbing()
         log_z = torch.tensor([0.7]).double().log()  # what q's draws say
-        share = float(now.missing(defended(self.HALF), log_z))
+        share = float(missing(now, defended(self.HALF), log_z))
         assert share == pytest.approx(0.3 / 0.7, rel=0.15)
-        assert float(now.missing(defended(self.TWO), torch.zeros(1).double())) < 0.005
+        assert float(missing(now, defended(self.TWO), torch.zeros(1).double())) < 0.005
 
     def test_what_is_enough_is_not_sought_elsewhere(self, monkeypatch):
         now = self.climbing()
-        monkeypatch.setattr(Group, "_missing_uphill", lambda *_: pytest.fail("it was"))
-        assert float(now.missing(defended(self.HALF), torch.tensor([0.7]).double().log(), enough=0.1)) > 0.3
+        monkeypatch.setattr(witnesses, "_missing_uphill", lambda *_: pytest.fail("it was"))
+        assert float(missing(now, defended(self.HALF), torch.tensor([0.7]).double().log(), enough=0.1)) > 0.3
         with pytest.raises(pytest.fail.Exception, match="it was"):
-            now.missing(defended(self.HALF), torch.tensor([0.7]).double().log(), enough=0.6)
+            missing(now, defended(self.HALF), torch.tensor([0.7]).double().log(), enough=0.6)
 
     def test_no_q_that_misses_it_is_called_good(self):
         now = self.climbing()
-        assert not now.certified("half of it", defended(self.HALF), spare=0.1)
+        assert not certified(now, "half of it", defended(self.HALF), spare=0.1)
         (record,) = now.records
         assert record.answer is not None and record.answer[1].report.status == "suspect"
         said = record.answer[1].report.sentence
         assert re.match(r"an independent exploration has seen about (29|30|31)", said)
         assert len(record.story) == 1 and record.story[0].startswith("half of it had k-hat")
-        assert now.certified("all of it", defended(self.TWO), spare=0.1)
+        assert certified(now, "all of it", defended(self.TWO), spare=0.1)
         assert record.answer[0] == "all of it" and record.answer[1].report.status in GOOD
 
     def test_without_an_exploration_nobody_would_know(self):
         """What the check is for: the weights alone are content."""
-        assert self.climbing(seen=False).certified("half of it", defended(self.HALF), spare=0.1)
+        assert certified(self.climbing(seen=False), "half of it", defended(self.HALF), spare=0.1)
 
     def test_mass_next_to_q_is_noticed_without_an_exploration(self):
         wide = standard(2)
         now = group_of(wide.log_prob)
         q = known([1.0], [[0.0, 0.0]], 0.45)
-        assert not now.certified("too narrow", q, spare=0.1)
+        assert not certified(now, "too narrow", q, spare=0.1)
         (record,) = now.records
         assert record.answer is not None and record.answer[1].report.status in ("suspect", "failed")
 
@@ -364,11 +366,11 @@ class TestMixturesThatFail:
 
     @pytest.mark.parametrize("doubted", [False, True])
     def test_only_what_lacks_mass_that_was_seen_is_refitted(self, now, doubted, monkeypatch):
-        def certified(group, rung, q, *, spare):
+        def failing(group, rung, q, *, spare):
             group.records[0].doubted = doubted
             return torch.tensor([False])
 
-        monkeypatch.setattr(Group, "certified", certified)
+        monkeypatch.setattr(ladder, "certified", failing)
         q = known([1.0], [[0.0] * 6], 1.0)
         trial = replace(now.pool.draw(q, 4096), share=torch.tensor([0.6]).double())
         (left,) = ladder._certified_mixture(now, q, trial, again=1)

@@ -21,6 +21,7 @@ from visbi.fitting.flying import patched, polished
 from visbi.fitting.mixture import defended
 from visbi.fitting.pool import UNSOUND, Proposal
 from visbi.fitting.refine import Blend, from_particles, refined
+from visbi.fitting.verdicts import certified
 
 __all__ = ["ProposalBase", "bridge"]
 
@@ -102,4 +103,4 @@ def _mixture_to(now: Group, seen: Exploration, *, spare: float) -> bool:
     now.consider("a bridged mixture", q, trial)
     if float(trial.khat) >= UNSOUND:
         return False
-    return bool(now.certified("a bridged mixture", defended(q), spare=spare))
+    return bool(certified(now, "a bridged mixture", defended(q), spare=spare))

@@ -21,6 +21,7 @@ from visbi.fitting.climbing import Group
 from visbi.fitting.flow import FlowProposal, flow_body, train_flows
 from visbi.fitting.pool import UNSOUND, Trial
 from visbi.fitting.refine import patch
+from visbi.fitting.verdicts import certified
 
 __all__ = ["fly", "patched", "polished"]
 
@@ -122,7 +123,7 @@ def _answered(now: Group, q: FlowProposal, trial: Trial, *, spare: float) -> Seq
     rest = [] if others is None else patched(others, q.of_fits(~sound), spare=spare)
     if good is not None:
         q = q.of_fits(sound)
-        answered = good.certified("a flow", q, spare=spare)
+        answered = certified(good, "a flow", q, spare=spare)
         left = good.parts(answered)[1]
         rest = rest if left is None else [*rest, *patched(left, q.of_fits(~answered), spare=spare)]
     return rest
@@ -149,7 +150,7 @@ def patched(now: Group, q: FlowProposal, *, spare: float, name: str = "a patched
     good, others = now.parts(sound)
     rest = [] if others is None else [others]
     if good is not None:
-        answered = good.certified(name, blend.of_fits(sound), spare=spare)
+        answered = certified(good, name, blend.of_fits(sound), spare=spare)
         left = good.parts(answered)[1]
         rest = rest if left is None else [*rest, left]
     return rest

@@ -29,7 +29,7 @@ from visbi.core.rows import picked, trues_first
 from visbi.families.gaussians import Mixture
 from visbi.fitting.bridge import bridge
 from visbi.fitting.budget import BudgetReached
-from visbi.fitting.climbing import ALONE, FEW, SEARCHED, Answer, Effort, Group, Record
+from visbi.fitting.climbing import ALONE, SEARCHED, Answer, Effort, Group, Record
 from visbi.fitting.flying import fly
 from visbi.fitting.match import match_gaussian
 from visbi.fitting.mixture import defended, local_covariances, spread_out
@@ -38,6 +38,8 @@ from visbi.fitting.pool import BELIEVED, UNSOUND, Pool, Trial
 from visbi.fitting.probe import useful_gradient
 from visbi.fitting.refine import from_particles, matched, refined
 from visbi.fitting.target import Target, is_usable
+from visbi.fitting.verdicts import certified
+from visbi.fitting.witnesses import FEW, hides, missing, missing_at
 
 __all__ = ["Answer", "climb", "climb_together"]
 
@@ -217,18 +219,18 @@ def _unless_more(now: Group, rung: str, q: Mixture, *, spare: float) -> list[Gro
     wide, log_z = defended(q), now.log_z()
     missed = ~now.all()
     if now.start is not None:
-        missed = now.missing_at(wide, defended(now.start), log_z) > FEW
+        missed = missing_at(now, wide, defended(now.start), log_z) > FEW
     if not bool(missed.all()):
-        missed = missed | (now.missing(wide, log_z, enough=FEW) > FEW)
+        missed = missed | (missing(now, wide, log_z, enough=FEW) > FEW)
     if not bool(missed.all()):
-        missed = missed | now.hides(q, log_z)
+        missed = missed | hides(now, q, log_z)
     if not bool(missed.all()):
-        missed = missed | (now.missing_at(wide, defended(_other_gaussians(now)), log_z) > FEW)
+        missed = missed | (missing_at(now, wide, defended(_other_gaussians(now)), log_z) > FEW)
     now.tell(missed, f"{rung} missed other modes")
     rest, alone = now.parts(missed)
     found = [] if rest is None else [rest]
     if alone is not None:
-        answered = alone.certified(rung, wide.of_fits(~missed), spare=spare)
+        answered = certified(alone, rung, wide.of_fits(~missed), spare=spare)
         found += [] if bool(answered.all()) else [alone.only(~answered)]
     return found
 
@@ -279,7 +281,7 @@ def _mixture(now: Group) -> Sequence[Group]:
     if now.elsewhere is not None:  # likewise, what the last q lacked
         found = [now.elsewhere, *(q.with_(now.elsewhere, 0.5) for q in found)]
     best, trial = found[0], now.pool.draw(defended(found[0]), now.effort.trial)
-    if bool((trial.share > _CLEAR).all()) and bool(now.hides(best, trial.log_z).all()):
+    if bool((trial.share > _CLEAR).all()) and bool(hides(now, best, trial.log_z).all()):
         assert now.elsewhere is not None
         found.append(now.elsewhere)
     for other in found[1:]:
@@ -342,7 +344,7 @@ def _certified_mixture(now: Group, q: Mixture, trial: Trial, *, again: int) -> S
     rest = [] if over is None else [over]
     if others is None:
         return rest
-    answered = others.certified("a mixture", defended(q.of_fits(~hopeless)), spare=_SPARE)
+    answered = certified(others, "a mixture", defended(q.of_fits(~hopeless)), spare=_SPARE)
     q, trial = q.of_fits(~hopeless).of_fits(~answered), trial.of_fits(~hopeless).of_fits(~answered)
     others = others.parts(answered)[1]
     if others is None or again == 0:

@@ -10,6 +10,7 @@ from visbi.families.gaussians import Mixture
 from visbi.fitting.climbing import ALONE, Group, Record
 from visbi.fitting.pool import Pool
 from visbi.fitting.target import Target
+from visbi.fitting.witnesses import doubts, missing_at, missing_of_points
 from visbi.priors import coordinates
 
 PLACES = torch.tensor([[-2.0, 0.0], [2.0, 0.0]], dtype=torch.float64)
@@ -41,32 +42,32 @@ def test_a_mode_that_another_proposal_found():
     left, both = mixture(1.0, 1e-12), mixture(0.5, 0.5)
     now = group(both)
     trial = now.pool.draw(left, 4000)
-    assert float(now.missing_of_points(left, trial)) == pytest.approx(1 / 9, abs=0.02)
-    assert any("an independent exploration has seen" in line for line in now.doubts(left, trial)[0])
-    assert float(now.missing_of_points(both, now.pool.draw(both, 4000))) == 0.0
+    assert float(missing_of_points(now, left, trial)) == pytest.approx(1 / 9, abs=0.02)
+    assert any("an independent exploration has seen" in line for line in doubts(now, left, trial)[0])
+    assert float(missing_of_points(now, both, now.pool.draw(both, 4000))) == 0.0
 
 
 def test_what_its_own_draws_bring_back_is_not_missing():
     """Too low by a factor of 50 there, and yet drawn from: the weights mend it."""
     low = mixture(0.998, 0.002)
     now = group(mixture(0.5, 0.5))
-    assert float(now.missing_of_points(low, now.pool.draw(low, 200_000))) < 0.02
+    assert float(missing_of_points(now, low, now.pool.draw(low, 200_000))) < 0.02
 
 
 def test_what_its_own_draws_find_at_the_same_place_is_not_missing():
-    """Draws of something else find a tenth of the mass where q is too low; those of q do so, too, or do not."""
+    """Other draws find a tenth of the mass where q is too low; those of q find it, too, or do not."""
     low, left = mixture(0.998, 0.002), mixture(1.0, 1e-12)
     now = group()
     log_z = torch.ones(1).double()
     right = mixture(1e-12, 1.0)
-    assert float(now.missing_at(left, right, log_z, now.pool.draw(left, 4000))) == pytest.approx(
+    assert float(missing_at(now, left, right, log_z, now.pool.draw(left, 4000))) == pytest.approx(
         0.1, abs=0.02
     )
-    assert float(now.missing_at(low, right, log_z)) == pytest.approx(0.1, abs=0.02)
-    assert float(now.missing_at(low, right, log_z, now.pool.draw(low, 200_000))) < 0.02
+    assert float(missing_at(now, low, right, log_z)) == pytest.approx(0.1, abs=0.02)
+    assert float(missing_at(now, low, right, log_z, now.pool.draw(low, 200_000))) < 0.02
 
 
 def test_a_single_point_is_no_witness():
     now = group(mixture(1.0, 1e-3))
     left = mixture(1.0, 1e-12)
-    assert float(now.missing_of_points(left, now.pool.draw(left, 4000))) == 0.0
+    assert float(missing_of_points(now, left, now.pool.draw(left, 4000))) == 0.0

@@ -1,0 +1,82 @@
+"""Whether a q is an answer: its certificate from fresh draws, and what speaks against it beside."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from visbi.certificate.report import Report, certify_many
+from visbi.fitting.climbing import Answer, Group
+from visbi.fitting.pool import BELIEVED, DISCOUNT, Proposal, Trial
+from visbi.fitting.witnesses import doubts
+
+__all__ = ["certified"]
+
+_GOOD = ("ok", "corrected")
+_MANY = 2000.0  # draws in effect that a user may ask for
+_MORE = 3  # times as many draws where there are fewer
+_EVEN = 0.5  # k-hat
+
+
+def certified(now: Group, rung: str, q: Proposal, *, spare: float) -> Tensor:
+    """(F,) whether q passes with draws to spare; what passes at all is kept.
+
+    To spare are a share `spare` of the draws in effect, or many where their weights are even and a flow,
+    which might have fitted better, was tried.
+    """
+    broken = now.target.broken
+    trial = now.pool.draw(q, now.effort.draws)
+    if _too_few(now, trial):
+        trial = trial.with_(now.pool.draw(q, _MORE * now.effort.draws))
+    broken = (now.target.broken - broken) / trial.ell.shape[1]
+    reports = [
+        replace(report, n_searched=now.n_searched)
+        for report in certify_many(trial.ell, trial.log_q, resampled=True)
+    ]
+    passed = torch.tensor([report.status in _GOOD for report in reports], device=now.target.device)
+    doubted = [False] * len(reports)
+    if bool(passed.any()):  # what the weights say is final where they are bad
+        found = iter(doubts(now.only(passed), q.of_fits(passed), trial.of_fits(passed)))
+        each = [next(found) if good else [] for good in passed.tolist()]
+        reports = [_doubted(*pair) for pair in zip(reports, each, strict=True)]
+        doubted = [bool(doubt) for doubt in each]
+    for i, (record, report) in enumerate(zip(now.records, reports, strict=True)):
+        answer = Answer(q.of_fits(now.one(i)), trial.z[i], trial.ell[i], trial.log_q[i], report)
+        record.doubted = doubted[i]
+        rank = _rank(report, doubted=doubted[i])
+        if rank > record.rank:
+            record.answer, record.rank, record.broken = (rung, answer), rank, float(broken[i])
+        many = record.flown and report.khat < _EVEN and report.ess >= _MANY
+        passed[i] = report.status in _GOOD and (report.ess_fraction >= spare or many)
+        if not passed[i]:
+            record.story.append(f"{rung} {_why(report)}")
+    return passed
+
+
+def _too_few(now: Group, trial: Trial) -> bool:
+    """Whether weights are sound, but so few of a single fit's draws in effect that more are worth it."""
+    n = trial.ell.shape[1]
+    if not now.alone or now.target.fits > 1 or now.target.budget.left < _MORE * n:
+        return False
+    if bool(now.for_a_flow()):
+        return False
+    ess = n * float(trial.share)
+    return float(trial.khat) < BELIEVED and _MANY / (1 + _MORE) <= ess < _MANY
+
+
+def _doubted(report: Report, doubts: list[str]) -> Report:
+    return replace(report, status="suspect", sentence=doubts[0]) if doubts else report
+
+
+def _rank(report: Report, *, doubted: bool) -> tuple[int, bool, float]:
+    order = {"failed": 0, "suspect": 1, "corrected": 2, "ok": 2}
+    return (
+        order[report.status],
+        not doubted,
+        report.ess_fraction * (1.0 if report.khat < BELIEVED else DISCOUNT),
+    )
+
+
+def _why(report: Report) -> str:
+    numbers = f"had k-hat {report.khat:.2f} and an effective share of {report.ess_fraction:.2f}"
+    return numbers if report.status != "suspect" else f"{numbers} ({report.sentence.split('.')[0]})"

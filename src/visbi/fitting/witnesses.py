@@ -1,0 +1,181 @@
+r"""What speaks against a q beside its own weights, which know nothing of where none of its draws came.
+
+Witnesses are the explorer's particles, the searched draws of the prior, and the points of all other
+proposals: is q much too low where they are, or where they lead uphill? (`missing`, `missing_of_points`); what
+a closely matched q leaves unexplained (`hides`); and resampled draws, which the posterior's own moves should
+leave as they are (in `doubts`). Points are no proof of mass. So wherever some accuse q, a mixture is put
+there and drawn from, and what its draws weigh beyond what q's own draws find there is what q is missing
+(`missing_at`).
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from visbi.certificate.rows import cleaned, pareto_smooth
+from visbi.certificate.weights import resample
+from visbi.core.rows import picked
+from visbi.families.gaussians import Mixture
+from visbi.fitting.budget import BudgetReached
+from visbi.fitting.climbing import Group
+from visbi.fitting.explore import drift
+from visbi.fitting.hidden import with_hidden
+from visbi.fitting.mixture import defended
+from visbi.fitting.pool import Proposal, Trial
+from visbi.fitting.refine import around
+from visbi.fitting.uphill import too_low, tops
+
+__all__ = ["FEW", "doubts", "hides", "missing", "missing_at", "missing_of_points"]
+
+FEW = 5e-3
+"""Share of the mass that may lie where q is much too low."""
+_LOW = math.log(20.0)  # nats by which q is much too low somewhere
+_ACCUSERS = 2  # particles; a mode of a few percent may have lost all but so many of its own on the way
+_WITNESSES = 20  # points in effect; fewer may be a tail's chance
+_MISSING = 0.02  # share of the mass beyond which an answer is in doubt
+_DRIFT = 5.0  # standard errors
+
+
+def doubts(now: Group, q: Proposal, trial: Trial) -> list[list[str]]:
+    """What speaks against each q beside its weights."""
+    share = missing(now, q, trial.log_z, trial=trial)
+    share = torch.maximum(share, missing_of_points(now, q, trial)).tolist()
+    found: list[list[str]] = [
+        [
+            f"an independent exploration has seen about {100 * each / (1 + each):.1f} % of the "
+            "posterior's mass where q has next to none. Run MCMC to be sure."
+        ]
+        if each > _MISSING
+        else []
+        for each in share
+    ]
+    try:
+        smooth = pareto_smooth(cleaned(trial.log_w))[0]
+        z = picked(trial.z, torch.stack([resample(row, now.effort.drifters) for row in smooth]))
+        moved = drift(
+            now.target,
+            z,
+            q.log_prob,
+            gradient=now.gradient,
+            rounds=now.effort.drift_rounds,
+            step=None if now.seen is None else now.seen.step,
+        ).tolist()
+    except BudgetReached:
+        left = "the budget left no room to check that resampled draws stay where they are."
+        return [[*each, left] for each in found]
+    carried = (
+        "the posterior's own moves carry resampled draws to where q is too low: mass next to them is "
+        "missing. Run MCMC to be sure."
+    )
+    return [[*each, carried] if by > _DRIFT else each for each, by in zip(found, moved, strict=True)]
+
+
+def missing(
+    now: Group, q: Proposal, log_z: Tensor, *, trial: Trial | None = None, enough: float = math.inf
+) -> Tensor:
+    """(F,) share of the posterior's mass where the explorer's particles, or the look's draws where there
+    are none, and the searched draws of the prior say that q is much too low.
+
+    Points alone are no proof: where an explorer mixes badly they sit where hardly any mass is. So a
+    mixture fitted to those that accuse q is drawn from, and Gaussians matched at the tops to which they
+    lead, and the mass there is weighed, less what the draws of q in `trial` find there. Where the first
+    has found more than `enough` of every fit it is left at that.
+    """
+    share = torch.zeros_like(log_z)
+    seen = now.independent()
+    if seen is not None:
+        share = _missing_near(now, *seen, q, log_z, trial)
+    if bool((share > enough).all()):
+        return share
+    if now.gradient and now.alone:
+        share = torch.maximum(share, _missing_uphill(now, q, log_z, trial))
+    elif len(now.searched):
+        share = torch.maximum(share, _missing_near(now, now.searched, now.found, q, log_z, trial))
+    return share
+
+
+def _missing_near(
+    now: Group, z: Tensor, ell: Tensor, q: Proposal, log_z: Tensor, trial: Trial | None
+) -> Tensor:
+    """(F,) mass around those of the points z (F, N, d) that say q is much too low."""
+    share = torch.zeros_like(log_z)
+    low = too_low(q, z, ell - log_z[:, None] - _LOW)
+    accused = low.sum(1) >= _ACCUSERS
+    if bool(accused.any()):
+        local = defended(around(z[accused], low[accused].double()))
+        trial = None if trial is None else trial.of_fits(accused)
+        share[accused] = missing_at(now.only(accused), q.of_fits(accused), local, log_z[accused], trial)
+    return share
+
+
+def _missing_uphill(now: Group, q: Proposal, log_z: Tensor, trial: Trial | None) -> Tensor:
+    """(F,) mass at the tops to which particles and searched draws of the prior lead: see `uphill`."""
+    share = torch.zeros_like(log_z)
+    each = [points for points in (now.independent(), (now.searched, now.found)) if points and len(points[0])]
+    if not each:
+        return share
+    z, ell = (torch.cat(parts, 1) for parts in zip(*each, strict=True))
+    local, there = tops(now.target, z, ell, q, log_z, by=_LOW)
+    if bool(there.any()):
+        local = local.of_fits(there)
+        trial = None if trial is None else trial.of_fits(there)
+        share[there] = missing_at(now.only(there), q.of_fits(there), defended(local), log_z[there], trial)
+        if now.alone and isinstance(q, Mixture) and bool((share > FEW).all()):
+            now.elsewhere = q.with_(local, float(share[0] / (1 + share[0])))
+    return share
+
+
+def missing_of_points(now: Group, q: Proposal, trial: Trial) -> Tensor:
+    """(F,) mass, relative to what q has, that draws of all proposals find where q is much too low.
+
+    Less what q's own draws, the trial, find there: that much their weights bring back.
+    """
+    log_z = trial.log_z[:, None]
+    low = too_low(q, now.pool.z, now.pool.ell - log_z - _LOW)
+    somewhere = low.any(0)
+    if not bool(somewhere.any()):
+        return torch.zeros_like(trial.log_z)
+    weights = (now.pool.log_w(somewhere) - log_z).clamp_max(50.0).exp() * low[:, somewhere]
+    mass, squares = weights.sum(1), weights.square().sum(1)
+    own = trial.log_w - log_z
+    own = torch.where(own > _LOW, own.exp(), 0.0).mean(1)
+    known = mass.square() > _WITNESSES * squares
+    return torch.where(known, (mass / low.shape[1] - own).clamp_min(0.0), 0.0)
+
+
+def missing_at(now: Group, q: Proposal, local: Mixture, log_z: Tensor, trial: Trial | None = None) -> Tensor:
+    """(F,) mass, relative to what q has, that draws of `local` find where q is much too low.
+
+    Each counts by local / (q + local): as one of so many draws, half of which are thought to be q's. What
+    the draws of q in `trial` find there, counted alike, is not missing: their weights bring it back.
+    """
+    found = now.pool.draw(local, now.effort.witnesses)
+    log_q, log_z = q.log_prob(found.z), log_z[:, None]
+    log_w = found.ell - torch.logaddexp(log_q, found.log_q) - log_z
+    share = (log_w.clamp_max(50.0).exp() * (found.ell - log_q - log_z > _LOW)).mean(1)
+    if trial is None:
+        return share
+    log_w = trial.log_w - log_z
+    low = (log_w > _LOW).any(0)
+    log_q, log_local = trial.log_q[:, low], local.log_prob(trial.z[:, low])
+    part = torch.sigmoid(log_local - log_q) * log_w[:, low].clamp_max(50.0).exp()
+    own = (part * (log_w[:, low] > _LOW)).sum(1) / log_w.shape[1]
+    return (share - own).clamp_min(0.0)
+
+
+def hides(now: Group, q: Mixture, log_z: Tensor) -> Tensor:
+    """(F,) whether what a closely matched q does not explain leads to mass it lacks: see `hidden`."""
+    if not (now.alone and now.gradient and now.target.fits == 1 and len(now.searched)):
+        return ~now.all()
+    each = [(now.searched, now.found), (now.pool.z, now.pool.ell)]
+    each += [] if now.seen is None else [(now.seen.z, now.seen.ell)]
+    z, ell = (torch.cat(parts, 1) for parts in zip(*each, strict=True))
+    both = with_hidden(now.target, q, z, ell, by=_LOW)
+    if both.loc.shape[1] == q.loc.shape[1]:
+        return ~now.all()
+    new = both.only(torch.arange(both.loc.shape[1], device=z.device)[None] >= q.loc.shape[1])
+    found = missing_at(now, defended(q), defended(new), log_z) > FEW
+    if bool(found.all()):
+        now.elsewhere = both
+    return found
