@@ -71,6 +71,7 @@ contract-c2st: $(CORE) ## C2ST of the defaults on the linear Gaussian, every fam
 
 auto-fit: $(CORE) .venvs/sbi/.installed ## q="auto" and sbi on targets with exact draws; resumes
 	$(BENCH) benchmarks/auto_fit.py --visbi-python $(BIN)/python --sbi-python .venvs/sbi/bin/python
+	$(BENCH) benchmarks/auto_fit.py --visbi-python $(BIN)/python --tools visbi --groups hard
 
 auto-fit-peers: $(CORE) .venvs/sbi/.installed .venvs/numpyro/.installed .venvs/blackjax/.installed ## every peer there too
 	$(BENCH) benchmarks/auto_fit.py --sbi-python .venvs/sbi/bin/python --numpyro-python .venvs/numpyro/bin/python \

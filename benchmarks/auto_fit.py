@@ -26,7 +26,7 @@ from torch.distributions import Uniform
 from auto_fit_page import Row, picture, read_rows, write_page
 from scores import scores
 from step_time import processor
-from targets import NAMES, Target, names_of, target
+from targets import GROUPS, NAMES, Target, names_of, target
 
 HERE = Path(__file__).parent
 SOURCE = HERE.parent / "src"
@@ -169,8 +169,8 @@ def main() -> None:
     for environment in sorted({environment for environment, _ in TOOLS.values()}):
         parser.add_argument(f"--{environment}-python", help=f"python of the environment of {environment}")
     parser.add_argument("--tools", nargs="+", choices=list(TOOLS), default=["visbi", "sbi-maf-rKL"])
-    parser.add_argument("--targets", nargs="+", choices=NAMES, help="instead of a group")
-    parser.add_argument("--group", choices=["tuning", "held out", "all"], default="all")
+    parser.add_argument("--targets", nargs="+", choices=NAMES, help="instead of groups")
+    parser.add_argument("--groups", nargs="+", choices=GROUPS, default=["tuning", "held out"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--limit", type=int, default=600, help="CPU seconds of one run")
     parser.add_argument("--patience", type=float, default=8.0, help="wall seconds for each of them")
@@ -185,7 +185,7 @@ def main() -> None:
     torch.set_num_threads(1)
     options.output.mkdir(parents=True, exist_ok=True)
     lines = options.output / "auto_fit.jsonl"
-    names = options.targets or (NAMES if options.group == "all" else names_of(options.group))
+    names = options.targets or [name for group in options.groups for name in names_of(group)]
     source = source_state()
     wanted = [(tool, name, seed) for seed in options.seeds for tool in options.tools for name in names]
     for tool, name, seed in [] if options.page_only else wanted:

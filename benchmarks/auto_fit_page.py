@@ -248,7 +248,9 @@ def write_page(rows: list[Row], path: Path) -> None:
     ]
     if cold:
         lines.append(f"Seconds of {cold} contain what a tool loads on first use, .5 (sbi) to 1 (visbi).")
-    for group in ("tuning", "held out"):
+    from targets import GROUPS
+
+    for group in GROUPS:
         own = [row for row in rows if row["group"] == group]
         if own and _of(own, tool=OURS):
             lines += ["", f"## Ours, {group} targets", "", *_own_table(own, group)]

@@ -32,7 +32,7 @@ __all__ = [
     "wide_normal",
 ]
 
-Group = Literal["tuning", "held out"]
+Group = Literal["tuning", "held out", "hard"]
 _MASS_DRAWS = 400_000  # behind mode masses that have no closed form: standard error below .001
 
 
@@ -61,7 +61,7 @@ class Target:
             the prior, if the target has one, and is -inf outside the prior's support.
         draw: n -> exact draws (n, D), float64, from torch's global generator.
         log_evidence: log of the integral of exp(potential) over the support; None where unknown.
-        group: "tuning" (looked at while the method was made) or "held out" (not).
+        group: "tuning" (looked at while the method was made), "held out" (not) or "hard" (made to break it).
         modes: parts with known masses, or None.
         constants: numbers that the density needs and that `targets_jax` cannot make itself.
     """

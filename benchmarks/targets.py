@@ -3,17 +3,19 @@
     from targets import NAMES, target
     moons = target("two_moons")
 
-The `tuning` group was looked at while the automatic fit was made; the `held out` group was not.
+The `tuning` group was looked at while the automatic fit was made; the `held out` group was not; the `hard`
+group was made to break it, and looked at afterwards.
 """
 
 from collections.abc import Callable
 from functools import cache
 
+import targets_hard as hard
 import targets_heldout as heldout
 import targets_tuning as tuning
 from target_parts import Group, Modes, Target
 
-__all__ = ["NAMES", "Group", "Modes", "Target", "names_of", "target"]
+__all__ = ["GROUPS", "NAMES", "Group", "Modes", "Target", "names_of", "target"]
 
 _TUNING: dict[str, Callable[[], Target]] = {
     "two_moons": tuning.two_moons,
@@ -44,15 +46,35 @@ _HELD_OUT: dict[str, Callable[[], Target]] = {
     "schools_centred": lambda: heldout.schools(centred=True),
     "schools_noncentred": lambda: heldout.schools(centred=False),
 }
-_MAKERS = {**_TUNING, **_HELD_OUT}
+_HARD: dict[str, Callable[[], Target]] = {
+    "narrow_d50": lambda: hard.narrow(50, 1.0, 0.7),
+    "narrow_d8": lambda: hard.narrow(8, 0.5, 0.1),
+    "three_d20": hard.three,
+    "four_d30": hard.four,
+    "spike_d3": hard.spike,
+    "ripples_d8": hard.ripples,
+    "ball_d4": hard.ball,
+    "bananas_d6": hard.bananas,
+    "cross_d4": hard.cross,
+    "laplace_d10": hard.laplace,
+    "shell_d20": lambda: heldout.shell(20, "hard"),
+    "corner_d20": hard.corner,
+}
+_BY_GROUP: dict[Group, dict[str, Callable[[], Target]]] = {
+    "tuning": _TUNING,
+    "held out": _HELD_OUT,
+    "hard": _HARD,
+}
+_MAKERS = {**_TUNING, **_HELD_OUT, **_HARD}
 
+GROUPS = tuple(_BY_GROUP)
 NAMES = tuple(_MAKERS)
 """Every target, tuning group first."""
 
 
 def names_of(group: Group) -> tuple[str, ...]:
     """The names of one group."""
-    return tuple(_TUNING if group == "tuning" else _HELD_OUT)
+    return tuple(_BY_GROUP[group])
 
 
 @cache

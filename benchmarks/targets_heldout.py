@@ -8,6 +8,7 @@ from torch import Tensor
 
 from target_parts import (
     Gaussian,
+    Group,
     Modes,
     OneFactor,
     Student,
@@ -69,7 +70,7 @@ def needle(dim: int) -> Target:
     )
 
 
-def shell(dim: int) -> Target:
+def shell(dim: int, group: Group = "held out") -> Target:
     """All mass near a sphere: exp(-(|theta| - 2)^2 / (2 .1^2)) over the root of 2 pi .1^2."""
     radius, width = 2.0, 0.1
 
@@ -94,7 +95,7 @@ def shell(dim: int) -> Target:
     radial = float(torch.trapezoid(density(r), r)) / (width * math.sqrt(2 * math.pi))
     surface = math.log(2) + 0.5 * dim * math.log(math.pi) - math.lgamma(0.5 * dim)
     return Target(
-        f"shell_d{dim}", dim, wide_normal(2.0, dim), log_prob, draw, surface + math.log(radial), "held out"
+        f"shell_d{dim}", dim, wide_normal(2.0, dim), log_prob, draw, surface + math.log(radial), group
     )
 
 

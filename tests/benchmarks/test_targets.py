@@ -13,7 +13,7 @@ from targets_tuning import slcp_proposals
 from visbi.core.random import seeded
 
 LOG_2_PI = math.log(2 * math.pi)
-JUMPING = {"steps_d3", "two_moons"}  # the moons end at angles of +-90 degrees
+JUMPING = {"steps_d3", "two_moons", "ball_d4"}  # the moons end at angles of +-90 degrees
 
 
 def normal(loc: Tensor, scale: Tensor | float) -> Independent:
@@ -120,6 +120,12 @@ def schools_part(centred: bool) -> Callable[[Tensor], Tensor]:
     return log_q
 
 
+def thin_bananas_part(theta: Tensor) -> Tensor:
+    """The same ridges, narrower."""
+    a, b = theta[:, 0::2], theta[:, 1::2]
+    return (Normal(1.0, 0.9).log_prob(a) + Normal(a.square(), 0.09).log_prob(b)).sum(-1)
+
+
 def moon_part(theta: Tensor) -> Tensor:
     """Radius and angle of the crescent written out, on one side."""
     side = theta.sum(-1) > 0
@@ -137,13 +143,13 @@ def shell_part(theta: Tensor) -> Tensor:
     return Normal(2.0, 0.1).log_prob(radius) - surface - (dim - 1) * radius.log()
 
 
-def mixture_part(name: str) -> Callable[[Tensor], Tensor]:
-    """A Gaussian in the place of the heaviest mode."""
+def mixture_part(name: str, shrink: float = 0.6) -> Callable[[Tensor], Tensor]:
+    """A Gaussian in the place of the first mode, with its covariance shrunk."""
     goal = target(name)
     theta = goal.sample(40_000, 9)
     assert goal.modes is not None
     own = theta[goal.modes.assign(theta) == 0]
-    return MultivariateNormal(own.mean(0), 0.6 * own.T.cov()).log_prob
+    return MultivariateNormal(own.mean(0), shrink * own.T.cov()).log_prob
 
 
 def slcp_part() -> Callable[[Tensor], Tensor]:
@@ -180,6 +186,18 @@ PARTS: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
     "wide_lognormal_d5": lambda: lognormal_part,
     "schools_centred": lambda: schools_part(True),
     "schools_noncentred": lambda: schools_part(False),
+    "narrow_d50": lambda: mixture_part("narrow_d50", 0.8),
+    "narrow_d8": lambda: mixture_part("narrow_d8"),
+    "three_d20": lambda: mixture_part("three_d20", 0.8),
+    "four_d30": lambda: mixture_part("four_d30", 0.8),
+    "spike_d3": lambda: mixture_part("spike_d3"),
+    "ripples_d8": lambda: fitted("ripples_d8", 0.9),
+    "ball_d4": lambda: box_part(torch.full((4,), 1.51), torch.full((4,), 2.49)),
+    "bananas_d6": lambda: thin_bananas_part,
+    "cross_d4": lambda: normal(torch.zeros(4, dtype=torch.float64), 0.9).log_prob,
+    "laplace_d10": lambda: normal(torch.zeros(10).double(), torch.logspace(-2, 1, 10).double()).log_prob,
+    "shell_d20": lambda: shell_part,
+    "corner_d20": lambda: beta_part("corner_d20"),
 }
 
 
