@@ -48,9 +48,11 @@ def roughened(family: LinkedFamily, amount: float | None = None) -> LinkedFamily
     """Noise on every weight, so that no layer is the identity."""
     generator = torch.Generator().manual_seed(1)
     for name, p in family.body.named_parameters():
-        # a Gaussian's parameters stand for ten times their value, and one matrix sums over all entries;
-        # those of Gaussianization stand for four times theirs
+        # a Gaussian's parameters stand for ten times their value, and one matrix sums over all entries, as
+        # does that which leads straight through a coupling layer; those of Gaussianization stand for four
+        # times theirs
         usual = 0.05 / family.body.dim**0.5 if "raw_" in name else 0.15
+        usual = 0.15 / family.body.dim**0.5 if name.endswith("direct") else usual
         # of many components one gets three times the noise: its draws shall not reach where box edges round
         usual = 0.5 * usual if "raw_" in name and p.ndim > 1 else usual
         if isinstance(family.body, GaussianizationBody) and ".phi." in name:

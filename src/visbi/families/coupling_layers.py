@@ -2,14 +2,16 @@ r"""Coupling layers in few operations (Dinh, Sohl-Dickstein, Bengio 2017; with s
 
 A layer keeps some entries x_K of x and moves the others, entry by entry, as the kept ones tell it to:
 
-    y_K = x_K,   y_M = f(x_M; phi),   phi = W3 g(W2 g(W1 x_K + C c + b1) + b2) + b3,
+    y_K = x_K,   y_M = f(x_M; phi),   phi = W3 g(W2 g(W1 x_K + C c + b1) + b2) + b3 + A x_K,
 
-where f(x) = exp(s) x + t, s = 3 tanh(a), phi = (a, t), or f is a monotone spline (`core.spline`); c is a
+where f(x) = exp(s) x + t, s = 6 tanh(a / 6), phi = (a, t), or f is a monotone spline (`core.spline`); c is a
 context, if there is one, and g(a) = a sigmoid(a), so that the density has no kinks. Both directions take one
-pass. W3 and b3 start at zero: every layer is the identity.
+pass. W3, b3 and A start at zero: every layer is the identity. A, of affine layers alone, is the straight way
+from x_K to phi: a log-scale that is linear in another entry, as in a funnel, needs no hidden layer, and goes on
+where no draw has been. It is learnt faster, and its tails are right.
 
-All layers have weights of the same shapes, which stand in one tensor each. x stays whole: columns of W1 and
-rows of W3 that a layer must not use are masked.
+All layers have weights of the same shapes, which stand in one tensor each. x stays whole: columns of W1 and A
+and rows of W3 and A that a layer must not use are masked.
 
 The score v = d log q / dx of q at its own draws is carried along, v_y = J^{-T} (v_x - grad_x log|det J|)
 (Vaitl, Nicoli, Nakajima, Kessel 2022). J's only block beside the diagonal D = df/dx is dy_M/dx_K, so that
@@ -32,7 +34,7 @@ from visbi.core.spline import RationalQuadraticSpline, spline_shapes
 
 __all__ = ["BINS", "LARGEST_LOG_SCALE", "PER_ENTRY", "CouplingLayers", "moved_entries"]
 
-LARGEST_LOG_SCALE = 3.0
+LARGEST_LOG_SCALE = 6.0
 BINS = 8
 _SIZES, _SLOPES = spline_shapes(BINS)
 PER_ENTRY = math.prod(_SIZES) + math.prod(_SLOPES)
@@ -50,6 +52,7 @@ class _Network(NamedTuple):
     second_bias: Tensor
     last: Tensor
     last_bias: Tensor
+    direct: Tensor | None
 
 
 def moved_entries(dim: int, num_transforms: int) -> Tensor:
@@ -112,6 +115,7 @@ class CouplingLayers(nn.Module):
         self.first = _uniform(t, h, dim, fan_in=fan_in) if dim > 1 else None
         self.from_context = _uniform(t, h, context, fan_in=fan_in) if context else None
         self.last = nn.Parameter(torch.zeros(t, n_out, h)) if fan_in else None
+        self.direct = nn.Parameter(torch.zeros(t, n_out, dim)) if not self.spline else None
         if fan_in:
             self.first_bias = _uniform(t, h, fan_in=fan_in)
             self.second, self.second_bias = _uniform(t, h, h, fan_in=h), _uniform(t, h, fan_in=h)
@@ -153,12 +157,14 @@ class CouplingLayers(nn.Module):
         """Those of each layer; phi itself where there is nothing that could tell it."""
         if self.last is None:
             return self.last_bias.unbind(0)
-        last, last_bias = self.last, self.last_bias
-        if not self.spline:  # rows of a, which is taken a third at a time, and of the shift
+        last, last_bias, direct = self.last, self.last_bias, self.direct
+        if direct is not None:  # rows of a, which is taken a third at a time, and of the shift
             mask = torch.cat([self.mask / LARGEST_LOG_SCALE, self.mask], 1)
             last, last_bias = last * mask[..., None], last_bias * mask
+            direct = direct * mask[..., None] * (1.0 - self.mask)[:, None]
         first = None if self.first is None else self.first * (1.0 - self.mask)[:, None]
-        tensors = (first, self.from_context, self.first_bias, self.second, self.second_bias, last, last_bias)
+        hidden = (first, self.from_context, self.first_bias, self.second, self.second_bias)
+        tensors = (*hidden, last, last_bias, direct)
         count = len(self.moved)
         return [
             _Network(*row)
@@ -189,10 +195,12 @@ def _network(x: Tensor, weights: _Network | Tensor, context: Tensor | None) -> t
     def pull(rows: Tensor) -> Tensor:
         if w.first is None:
             return torch.zeros_like(x)
-        rows = (rows @ w.last).mul_(_silu_slope(a2)) @ w.second
-        return rows.mul_(_silu_slope(a1)) @ w.first
+        hidden = (rows @ w.last).mul_(_silu_slope(a2)) @ w.second
+        pulled = hidden.mul_(_silu_slope(a1)) @ w.first
+        return pulled if w.direct is None else pulled.addmm_(rows, w.direct)
 
-    return torch.addmm(w.last_bias, functional.silu(a2), w.last.mT), pull
+    phi = torch.addmm(w.last_bias, functional.silu(a2), w.last.mT)
+    return phi if w.direct is None else torch.addmm(phi, x, w.direct.mT), pull
 
 
 def _silu_slope(a: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 r"""One coupling layer of many flows at once: its passes, forwards and backwards, by hand.
 
 Arrays are (F, features, N): F flows, each with weights of its own, N points each. A layer (see
-`families.coupling_layers`) has a network phi = W3 g(W2 g(W1 x_K + b1) + b2) + b3, g(a) = a sigmoid(a), and a
-map y = f(x; phi) of each moved entry. What autograd would do in dozens of small operations are these passes:
+`families.coupling_layers`) has a network phi = W3 g(W2 g(W1 x_K + b1) + b2) + b3 + A x_K, g(a) = a sigmoid(a),
+and a map y = f(x; phi) of each moved entry. What autograd would do in dozens of small operations are these
+passes:
 
     network   phi from x_K; what the other two need is kept
     pull      rows r = d/dphi of something -> d/dx_K of it, by three products with transposed weights
@@ -51,6 +52,7 @@ class LayerWeights(NamedTuple):
     second: Tensor | None = None
     second_bias: Tensor | None = None
     last: Tensor | None = None
+    direct: Tensor | None = None  # (F, P, k)
 
 
 @dataclass
@@ -81,7 +83,11 @@ def network(x: Tensor, w: LayerWeights, tape: LayerTape) -> Tensor:
     h1, g1, h2, g2 = tape.hidden
     _silu(torch.baddbmm(w.first_bias, w.first, x, out=h1), g1)
     _silu(torch.baddbmm(w.second_bias, w.second, h1, out=h2), g2)
-    return torch.baddbmm(w.last_bias, w.last, h2)
+    return _with_direct(torch.baddbmm(w.last_bias, w.last, h2), x, w)
+
+
+def _with_direct(phi: Tensor, x: Tensor, w: LayerWeights) -> Tensor:
+    return phi if w.direct is None else phi.baddbmm_(w.direct, x)
 
 
 def _silu(a: Tensor, slope: Tensor) -> None:
@@ -108,7 +114,7 @@ def plain_network(x: Tensor, w: LayerWeights, scratch: Tensor) -> Tensor:
     h1, h2 = scratch
     functional.silu(torch.baddbmm(w.first_bias, w.first, x, out=h1), inplace=True)
     functional.silu(torch.baddbmm(w.second_bias, w.second, h1, out=h2), inplace=True)
-    return torch.baddbmm(w.last_bias, w.last, h2)
+    return _with_direct(torch.baddbmm(w.last_bias, w.last, h2), x, w)
 
 
 def pull(rows: Tensor, w: LayerWeights, tape: LayerTape) -> Tensor:
@@ -120,7 +126,8 @@ def pull(rows: Tensor, w: LayerWeights, tape: LayerTape) -> Tensor:
     r2, r1 = tape.pulled
     torch.bmm(w.last.mT, rows, out=r2).mul_(g2)
     torch.bmm(w.second.mT, r2, out=r1).mul_(g1)
-    return torch.bmm(w.first.mT, r1)
+    pulled = torch.bmm(w.first.mT, r1)
+    return pulled if w.direct is None else pulled.baddbmm_(w.direct.mT, rows)
 
 
 def gradient(tape: LayerTape, into: LayerWeights) -> None:
@@ -137,10 +144,12 @@ def gradient(tape: LayerTape, into: LayerWeights) -> None:
     torch.bmm(r1, tape.kept.mT, out=into.first)
     torch.sum(r2, -1, keepdim=True, out=into.second_bias)
     torch.sum(r1, -1, keepdim=True, out=into.first_bias)
+    if into.direct is not None:
+        torch.bmm(rows, tape.kept.mT, out=into.direct)
 
 
 class AffineMap:
-    """y = exp(s) x + t, s = 3 tanh(a / 3), phi = (a, t)."""
+    """y = exp(s) x + t, s = 6 tanh(a / 6), phi = (a, t)."""
 
     @staticmethod
     def forward(x: Tensor, phi: Tensor) -> tuple[Tensor, Tensor, Any]:

@@ -35,7 +35,6 @@ from visbi.families.gaussian import UNIT
 
 __all__ = ["CouplingStack", "Gradient", "Tape"]
 
-_NETWORK = ("last_bias", "first", "first_bias", "second", "second_bias", "last")
 _AT_ONCE = 1024  # points of all flows that go through the layers at once where nothing is kept
 _PLACE = ("raw_loc", "raw_log_diag", "raw_below")
 
@@ -139,6 +138,8 @@ class CouplingStack:
             body.layers.last_bias[t, out] = parts["last_bias"][t, :, 0]
             if "last" in parts:
                 body.layers.last[t, out] = parts["last"][t]  # type: ignore[index]
+            if "direct" in parts:
+                body.layers.direct[t][out[:, None], kept] = parts["direct"][t]  # type: ignore[index]
             if "first" in parts:
                 body.layers.first[t][:, kept] = parts["first"][t]  # type: ignore[index]
         for name in ("first_bias", "second_bias"):
@@ -358,6 +359,8 @@ class CouplingStack:
                 "second_bias": (t, h, 1),
                 "last": (t, p, h),
             }
+            if layers.direct is not None:
+                self._shapes["direct"] = (t, p, self._n_kept)
         self._below = tuple(torch.tril_indices(d, d, -1, device=device))
 
     def _flat(self, body: CouplingBody) -> Tensor:
@@ -367,6 +370,9 @@ class CouplingStack:
             parts.append(torch.stack([layers.first[t][:, kept] for t, kept in enumerate(self._kept)]))
             parts += [layers.first_bias, layers.second, layers.second_bias]
             parts.append(torch.stack([layers.last[t, out] for t, out in enumerate(self._out)]))
+        if layers.direct is not None:
+            places = enumerate(zip(self._out, self._kept, strict=True))
+            parts.append(torch.stack([layers.direct[t][out[:, None], kept] for t, (out, kept) in places]))
         return torch.cat([part.detach().flatten() for part in parts])
 
     def _split(self, flat: Tensor) -> list[Tensor]:

@@ -26,9 +26,11 @@ from visbi.fitting.verdicts import certified
 __all__ = ["fly", "patched", "polished"]
 
 _ROUNDS, _MOST_ROUNDS = 3, 4  # the last one where a flow is near, but its weights are not sound yet
+_LATE_ROUNDS = 2  # more of each in many dimensions
+_FEW_DIMENSIONS = 10
 _STEPS, _BATCHES = 200, (128, 192)  # of a round, and draws in the first round's steps, and in later ones
 _HOPELESS, _NEAR = 0.02, 0.1
-_ENOUGH, _ENOUGH_KHAT = 0.6, 0.6
+_ENOUGH, _ENOUGH_KHAT = 0.8, 0.5
 _FORWARD = 0.5
 
 
@@ -61,7 +63,8 @@ def _trained(now: Group) -> tuple[FlowProposal, Trial]:
     q, trial = FlowProposal.widened(flows), None
     for record in now.records:
         record.flown = True
-    for number in range(_MOST_ROUNDS):
+    late = _LATE_ROUNDS if now.target.dim > _FEW_DIMENSIONS else 0
+    for number in range(_MOST_ROUNDS + late):
         train_flows(
             flows,
             now.target,
@@ -75,7 +78,7 @@ def _trained(now: Group) -> tuple[FlowProposal, Trial]:
         trial = now.pool.draw(q, now.effort.trial)
         good = (trial.share > _ENOUGH) & (trial.khat < _ENOUGH_KHAT)
         hopeless = trial.share < _HOPELESS if number else ~now.all()
-        over = (_worth_a_certificate(trial) | (trial.share < _NEAR)) & (number + 1 >= _ROUNDS)
+        over = (_worth_a_certificate(trial) | (trial.share < _NEAR)) & (number + 1 >= _ROUNDS + late)
         if bool((good | hopeless | over).all()):
             break
     assert trial is not None
