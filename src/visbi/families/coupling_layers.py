@@ -7,8 +7,8 @@ A layer keeps some entries x_K of x and moves the others, entry by entry, as the
 where f(x) = exp(s) x + t, s = 6 tanh(a / 6), phi = (a, t), or f is a monotone spline (`core.spline`); c is a
 context, if there is one, and g(a) = a sigmoid(a), so that the density has no kinks. Both directions take one
 pass. W3, b3 and A start at zero: every layer is the identity. A, of affine layers alone, is the straight way
-from x_K to phi: a log-scale that is linear in another entry, as in a funnel, needs no hidden layer, and goes on
-where no draw has been. It is learnt faster, and its tails are right.
+from x_K to phi: a log-scale that is linear in another entry, as in a funnel, needs no hidden layer, is learnt
+faster, and goes on where no draw has been.
 
 All layers have weights of the same shapes, which stand in one tensor each. x stays whole: columns of W1 and A
 and rows of W3 and A that a layer must not use are masked.
@@ -197,7 +197,7 @@ def _network(x: Tensor, weights: _Network | Tensor, context: Tensor | None) -> t
             return torch.zeros_like(x)
         hidden = (rows @ w.last).mul_(_silu_slope(a2)) @ w.second
         pulled = hidden.mul_(_silu_slope(a1)) @ w.first
-        return pulled if w.direct is None else pulled.addmm_(rows, w.direct)
+        return pulled if w.direct is None else torch.addmm(pulled, rows, w.direct)
 
     phi = torch.addmm(w.last_bias, functional.silu(a2), w.last.mT)
     return phi if w.direct is None else torch.addmm(phi, x, w.direct.mT), pull

@@ -1,9 +1,9 @@
 r"""One coupling layer of many flows at once: its passes, forwards and backwards, by hand.
 
 Arrays are (F, features, N): F flows, each with weights of its own, N points each. A layer (see
-`families.coupling_layers`) has a network phi = W3 g(W2 g(W1 x_K + b1) + b2) + b3 + A x_K, g(a) = a sigmoid(a),
-and a map y = f(x; phi) of each moved entry. What autograd would do in dozens of small operations are these
-passes:
+`families.coupling_layers`) has a network phi = W3 g(W2 g(W1 x_K + b1) + b2) + b3 + A x_K, g(a) =
+a sigmoid(a), and a map y = f(x; phi) of each moved entry. What autograd would do in dozens of small
+operations are these passes:
 
     network   phi from x_K; what the other two need is kept
     pull      rows r = d/dphi of something -> d/dx_K of it, by three products with transposed weights
