@@ -176,11 +176,12 @@ def page(every_row: list[Row]) -> str:
 
 
 def _missing(rows: list[Row]) -> str:
-    """What of the whole was not run."""
+    """What of the whole was not run; a budget beside the usual ones is part of it once it was begun."""
+    budgets = sorted({*BUDGETS, *(row["budget"] for row in rows)})
     there = {(row["task"], row["budget"], row["observation"]) for row in rows}
     gaps = []
     for task in PROBLEMS:
-        for budget in BUDGETS:
+        for budget in budgets:
             n = sum((task, budget, number) in there for number in OBSERVATIONS)
             if n < len(OBSERVATIONS):
                 gaps.append(f"{task} at {budget:,} ({len(OBSERVATIONS) - n} of {len(OBSERVATIONS)})")
