@@ -9,6 +9,7 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Mul
 from visbi.families import LinkedFamily, named_body
 from visbi.families.coupling import CouplingBody
 from visbi.families.coupling_layers import CouplingLayers, moved_entries
+from visbi.families.coupling_stack import CouplingStack
 from visbi.families.names import name_of
 from visbi.objectives import reverse_kl
 from visbi.priors import coordinates
@@ -185,3 +186,21 @@ def test_named(spline):
 def test_sizes_are_checked(options):
     with pytest.raises(ValueError, match=f"`{next(iter(options))}`: expected a whole number"):
         CouplingBody(2, **options)
+
+
+def test_layers_saved_before_the_straight_way_stay_as_they_were():
+    """Their log-scales are 3 tanh(a / 3)."""
+    torch.manual_seed(0)
+    saved = {key: torch.randn_like(value) for key, value in CouplingBody(3, 1).state_dict().items()}
+    del saved["layers.direct"]
+    body = CouplingBody(3, 1)
+    body.load_state_dict(saved)
+    again = CouplingBody(3, 1)
+    again.load_state_dict(body.state_dict())
+    u = 100 * torch.randn(50, 3)
+    with torch.no_grad():
+        y, ladj, _ = body.layers(u)
+        assert torch.equal(again.layers(u)[0], y) and "layers.direct" not in body.state_dict()
+    assert float(ladj.abs().max()) == pytest.approx(2 * 3)  # of the two entries that the layer moves
+    with pytest.raises(ValueError, match="saved before there was"):
+        CouplingStack([body])

@@ -24,6 +24,7 @@ where the last line is one pass back through the network, a product of three mat
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -35,6 +36,7 @@ from visbi.core.spline import RationalQuadraticSpline, spline_shapes
 __all__ = ["BINS", "LARGEST_LOG_SCALE", "PER_ENTRY", "CouplingLayers", "moved_entries"]
 
 LARGEST_LOG_SCALE = 6.0
+_LARGEST_BEFORE = 3.0  # of layers without a straight way, as they were saved once
 BINS = 8
 _SIZES, _SLOPES = spline_shapes(BINS)
 PER_ENTRY = math.prod(_SIZES) + math.prod(_SLOPES)
@@ -103,7 +105,7 @@ class CouplingLayers(nn.Module):
         self, dim: int, *, num_transforms: int, hidden_features: int, spline: bool = False, context: int = 0
     ) -> None:
         super().__init__()
-        self.spline = spline or dim == 1
+        self.spline, self.largest = spline or dim == 1, LARGEST_LOG_SCALE
         moved = moved_entries(dim, num_transforms)
         mask = torch.zeros(num_transforms, dim).scatter(1, moved, 1.0)  # 1 where an entry is moved
         self.register_buffer("moved", moved, persistent=False)
@@ -131,7 +133,7 @@ class CouplingLayers(nn.Module):
             context: (M, F) with N = n M; row i of u goes with row i mod M.
         """
         x, total = u, u.new_zeros(len(u))
-        step = _spline_step if self.spline else _affine_step
+        step = _spline_step if self.spline else partial(_affine_step, largest=self.largest)
         for moved, weights in zip(self.moved, self._weights(), strict=True):
             x, ladj, score = step(x, score, moved, weights, context)
             total = total + ladj
@@ -148,20 +150,26 @@ class CouplingLayers(nn.Module):
                 x, ladj = x.index_copy(1, moved, entry), spline.call_and_ladj(entry)[1]
             else:
                 a, shift = phi.chunk(2, 1)
-                ladj = LARGEST_LOG_SCALE * a.tanh()
+                ladj = self.largest * a.tanh()
                 x = (x - shift) * (-ladj).exp()
             total = total + ladj.sum(-1)
         return x, total
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Layers that were saved before there was a straight way stay as they were."""
+        if self.direct is not None and prefix + "direct" not in state_dict:
+            self.direct, self.largest = None, _LARGEST_BEFORE
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _weights(self) -> Sequence["_Network | Tensor"]:
         """Those of each layer; phi itself where there is nothing that could tell it."""
         if self.last is None:
             return self.last_bias.unbind(0)
         last, last_bias, direct = self.last, self.last_bias, self.direct
-        if direct is not None:  # rows of a, which is taken a third at a time, and of the shift
-            mask = torch.cat([self.mask / LARGEST_LOG_SCALE, self.mask], 1)
+        if not self.spline:  # rows of a, which is taken as a share of the largest, and of the shift
+            mask = torch.cat([self.mask / self.largest, self.mask], 1)
             last, last_bias = last * mask[..., None], last_bias * mask
-            direct = direct * mask[..., None] * (1.0 - self.mask)[:, None]
+            direct = None if direct is None else direct * mask[..., None] * (1.0 - self.mask)[:, None]
         first = None if self.first is None else self.first * (1.0 - self.mask)[:, None]
         hidden = (first, self.from_context, self.first_bias, self.second, self.second_bias)
         tensors = (*hidden, last, last_bias, direct)
@@ -209,18 +217,24 @@ def _silu_slope(a: Tensor) -> Tensor:
 
 
 def _affine_step(
-    x: Tensor, score: Tensor | None, moved: Tensor, weights: _Network | Tensor, context: Tensor | None
+    x: Tensor,
+    score: Tensor | None,
+    moved: Tensor,
+    weights: _Network | Tensor,
+    context: Tensor | None,
+    *,
+    largest: float,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """y, log|det J| and the score there; a and the shift of kept entries are zero."""
     phi, pull = _network(x, weights, context)
     a, shift = phi.chunk(2, 1)
     slope = a.tanh()
-    scale = (LARGEST_LOG_SCALE * slope).exp()
-    y, ladj = torch.addcmul(shift, scale, x), LARGEST_LOG_SCALE * slope.sum(-1)
+    scale = (largest * slope).exp()
+    y, ladj = torch.addcmul(shift, scale, x), largest * slope.sum(-1)
     if score is not None:
         with torch.no_grad():
             by_log_scale = torch.addcmul(torch.ones_like(x), score, x)  # <v_y, y> + sum log D by s
-            by_a = by_log_scale * (LARGEST_LOG_SCALE - LARGEST_LOG_SCALE * slope.square())
+            by_a = by_log_scale * (largest - largest * slope.square())
             score = score / scale
             score = score - pull(torch.cat([by_a, score], 1))
     return y, ladj, score

@@ -21,6 +21,7 @@ from torch import Tensor
 from visbi.core.checks import violation
 from visbi.families.base import log_standard_normal
 from visbi.families.coupling import CouplingBody
+from visbi.families.coupling_layers import LARGEST_LOG_SCALE
 from visbi.families.coupling_passes import (
     AffineMap,
     LayerTape,
@@ -98,6 +99,8 @@ class CouplingStack:
         if len(makes) != 1:
             raise ValueError(violation("bodies", "at least one flow, all of one make", makes))
         like = bodies[0]
+        if like.layers.largest != LARGEST_LOG_SCALE:
+            raise ValueError(violation("bodies", "flows with a straight way", "ones saved before there was"))
         self._like = like
         self.dim, self._map = like.dim, SplineMap if like.layers.spline else AffineMap
         self._width = 0 if like.layers.last is None else like.layers.last.shape[-1]
@@ -403,4 +406,4 @@ def _flat_place(body: CouplingBody) -> Tensor:
 def _make(body: CouplingBody) -> tuple[object, ...]:
     layers = body.layers
     width = None if layers.first is None else layers.first.shape[1]
-    return body.dim, len(layers.moved), width, layers.spline, layers.last_bias.dtype
+    return body.dim, len(layers.moved), width, layers.spline, layers.last_bias.dtype, layers.largest
