@@ -1,8 +1,8 @@
 r"""Modes that hardly any draw of the prior leads to: the slope of what q leaves unexplained leads there.
 
 A narrow mode beside a wide one is met by no particle, and the potential's own slopes lead away from it nearly
-everywhere: a hundred standard deviations off it is e^-20 of what the wide one is. But where q is right about
-the wide one,
+everywhere: half way between the two it may be e^-20 of what the wide one is. But where q is right about the
+wide one,
 
     r(z) = ell(z) - log q(z) - log Z = log(1 + rest(z) / (Z q(z)))
 
@@ -24,15 +24,14 @@ from visbi.core.logs import log_sum_exp
 from visbi.core.rows import picked
 from visbi.families.gaussians import Mixture
 from visbi.fitting.match import match_gaussian
-from visbi.fitting.mixture import ALIKE, bhattacharyya, merged, spread_out
+from visbi.fitting.mixture import ALIKE, bhattacharyya, merged
 from visbi.fitting.target import Target, log_standard_normal
-from visbi.fitting.uphill import FOLLOWED, KEPT, line, widths
+from visbi.fitting.uphill import FOLLOWED, KEPT, best_along, starts_at
 
 __all__ = ["with_hidden"]
 
 _TURNS = 8  # of finding some and adding them
 _TIMES = 6  # line searches in each
-_MATCHED = 8  # ends from which Gaussians are matched
 _ITERS = 10
 _DRAWS, _DRAWS_OF_EACH = 1024, 64  # that say what components weigh; of each at least
 _FITS = 0.1  # sd of ell - log q, in nats, of what fits closely enough
@@ -69,16 +68,14 @@ def with_hidden(target: Target, q: Mixture, z: Tensor, ell: Tensor, *, by: float
     (tensor([1.0000, 1.0000, 1.0000], dtype=torch.float64), tensor([[0.50, 0.50]], dtype=torch.float64))
     """
     q, log_z, fits = _weighed(target, q)
-    for _ in range(_TURNS if fits else 0):
-        ends = _ends(target, q, log_z, z, ell, by=by)
+    for _ in range(_TURNS):
+        ends = _ends(target, q, log_z, z, ell, by=by) if fits else None
         if ends is None:
             break
-        more = _unlike(q, _matched(target, ends))
+        more = _with_unlike(q, _matched(target, ends))
         if more.loc.shape[1] == q.loc.shape[1]:
             break
         q, log_z, fits = _weighed(target, more)
-        if not fits:
-            break
     return q
 
 
@@ -101,40 +98,36 @@ def _weighed(target: Target, q: Mixture) -> tuple[Mixture, Tensor, bool]:
 def _ends(target: Target, q: Mixture, log_z: Tensor, z: Tensor, ell: Tensor, *, by: float) -> Tensor | None:
     """Where r is above `by` after it was climbed, (1, K, d), or None."""
 
-    def left(z: Tensor, ell: Tensor) -> Tensor:
-        return ell - q.log_prob(z) - log_z[:, None]
+    def left(each: Tensor) -> Tensor:
+        log_q = q.log_prob(each.flatten(1, 2)).reshape(each.shape[:-1])
+        return target.value(each) - log_q - log_z[:, None, None]
 
-    r, keep = left(z, ell), FOLLOWED
+    r, keep = ell - q.log_prob(z) - log_z[:, None], FOLLOWED
     for _ in range(_TIMES):
         z = picked(z, r.topk(min(keep, r.shape[1]), 1).indices)
         ell, gradient = target.value_and_gradient(z)
         log_q, score = q.log_prob_and_score(z)
-        each, index = line(z, gradient - score), z.shape[:2]
-        values = left(each.flatten(1, 2), target.value(each).flatten(1)).unflatten(1, (index[1], -1))
-        highest = torch.cat([(ell - log_q - log_z[:, None])[..., None], values], -1).max(-1)
-        z = torch.cat([z[:, :, None], each], 2)
-        z = z.gather(2, highest.indices[..., None, None].expand(-1, -1, 1, z.shape[-1]))[:, :, 0]
-        r, keep = highest.values, KEPT
+        z, r = best_along(z, ell - log_q - log_z[:, None], gradient - score, left)
+        keep = KEPT
     there = r > by
     return z[there][None] if bool(there.any()) else None
 
 
 def _matched(target: Target, ends: Tensor) -> Mixture:
-    """Gaussians matched from some ends (1, K, d), all of equal weight."""
-    even = torch.full(ends.shape[:2], 1 / ends.shape[1]).to(ends)
-    starts = picked(ends, spread_out(ends, even, min(_MATCHED, ends.shape[1])))
-    eye = torch.eye(target.dim).to(ends)
-    cov = widths(target, starts).square()[..., None, None] * eye
+    """Gaussians matched from some ends (1, K, d), all of equal weight and all of them.
+
+    `refine.matched` keeps of those alike the one of the highest ELBO, whose noise prefers a worse fit.
+    """
+    starts, cov = starts_at(target, ends, torch.ones_like(ends[..., 0]))
     batch = max(2 * target.dim, 32)
     match = match_gaussian(target, starts[0], cov[0], batch=batch, max_iters=_ITERS)
     return Mixture.of(torch.zeros_like(match.elbo)[None], match.loc[None], match.cov[None])
 
 
-def _unlike(q: Mixture, new: Mixture) -> Mixture:
+def _with_unlike(q: Mixture, new: Mixture) -> Mixture:
     """q and those of the new components that are like none of its own, and unlike each other."""
     own = q.loc.shape[1]
-    distance = bhattacharyya(q.with_(new, 0.5))[:, own:, :own]
-    apart = (distance > ALIKE).all(-1)
+    apart = (bhattacharyya(q.with_(new, 0.5))[:, own:, :own] > ALIKE).all(-1)
     if not bool(apart.any()):
         return q
     new = new.only(apart)

@@ -283,12 +283,11 @@ def _mixture(now: Group) -> Sequence[Group]:
     best, trial = found[0], now.pool.draw(defended(found[0]), now.effort.trial)
     if bool((trial.share > _CLEAR).all()) and bool(hides(now, best, trial.log_z).all()):
         assert now.elsewhere is not None
-        found.append(now.elsewhere)
+        found = [now.elsewhere]
+        best, trial = found[0], now.pool.draw(defended(found[0]), now.effort.trial)
     for other in found[1:]:
         fresh = now.pool.draw(defended(other), now.effort.trial)
         higher = fresh.merit > trial.merit
-        if other is now.elsewhere:
-            higher = now.all()
         best, trial = best.better(other, higher), trial.better(fresh, higher)
     now.consider("a mixture", best, trial)
     if not now.alone:

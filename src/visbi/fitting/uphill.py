@@ -9,6 +9,8 @@ are matched, from a width at which the potential falls by about what it falls in
 them is the caller's.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -19,7 +21,7 @@ from visbi.fitting.pool import Proposal
 from visbi.fitting.refine import matched
 from visbi.fitting.target import Target
 
-__all__ = ["FOLLOWED", "KEPT", "line", "too_low", "tops", "uphill", "widths"]
+__all__ = ["FOLLOWED", "KEPT", "best_along", "starts_at", "too_low", "tops", "uphill"]
 
 FOLLOWED = 256
 """Points, the highest ones, in the first line search, and"""
@@ -67,19 +69,25 @@ def uphill(target: Target, z: Tensor) -> tuple[Tensor, Tensor]:
     True
     """
     ell, gradient = target.value_and_gradient(z)
-    each = line(z, gradient)
-    values = torch.cat([ell[..., None], target.value(each)], -1)
-    each = torch.cat([z[:, :, None], each], 2)
-    highest = values.max(-1)
-    index = highest.indices[..., None, None].expand(-1, -1, 1, z.shape[-1])
-    return each.gather(2, index)[:, :, 0], highest.values
+    return best_along(z, ell, gradient, target.value)
 
 
-def line(z: Tensor, gradient: Tensor) -> Tensor:
-    """(F, K, steps, d) points from z (F, K, d) along the gradient (F, K, d), at lengths that are halved."""
-    along = gradient / gradient.norm(dim=-1, keepdim=True).clamp_min(1e-300)
+def best_along(
+    z: Tensor, height: Tensor, direction: Tensor, height_at: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The highest of z (F, K, d) and of points at some lengths along a direction, and its height (F, K).
+
+    Args:
+        z: where to start. height: (F, K), there.
+        direction: (F, K, d), of any length.
+        height_at: (F, K, steps, d) -> (F, K, steps).
+    """
+    along = direction / direction.norm(dim=-1, keepdim=True).clamp_min(1e-300)
     lengths = _LONGEST * 0.5 ** torch.arange(_STEPS).to(z)
-    return z[:, :, None] + lengths[:, None] * along[:, :, None]
+    each = z[:, :, None] + lengths[:, None] * along[:, :, None]
+    highest = torch.cat([height[..., None], height_at(each)], -1).max(-1)
+    index = highest.indices[..., None, None].expand(-1, -1, 1, z.shape[-1])
+    return torch.cat([z[:, :, None], each], 2).gather(2, index)[:, :, 0], highest.values
 
 
 def tops(
@@ -115,17 +123,24 @@ def tops(
         height = accusing(z, ell)
         most = min(KEPT, int(torch.isfinite(height).sum(1).max()))
     found = torch.isfinite(height).any(1) if most else torch.zeros_like(log_z, dtype=torch.bool)
-    eye = torch.eye(target.dim).to(z)
     if not bool(found.any()):
         nothing = torch.zeros(len(z), 1, target.dim).to(z)
-        return Mixture.of(nothing[..., 0], nothing, eye.expand(len(z), 1, -1, -1)), found
+        return Mixture.of(
+            nothing[..., 0], nothing, torch.eye(target.dim).to(z).expand(len(z), 1, -1, -1)
+        ), found
     weights = torch.isfinite(height).to(z)
     weights = torch.where(found[:, None], weights, 1.0)
-    starts = picked(z, spread_out(z, weights / weights.sum(1, keepdim=True), _MATCHED))
-    return matched(target, starts, widths(target, starts).square()[..., None, None] * eye), found
+    return matched(target, *starts_at(target, z, weights)), found
 
 
-def widths(target: Target, z: Tensor) -> Tensor:
+def starts_at(target: Target, z: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Some of the tops z (F, K, d), spread out by weights (F, K), and covariances to match Gaussians from."""
+    starts = picked(z, spread_out(z, weights / weights.sum(1, keepdim=True), min(_MATCHED, z.shape[1])))
+    eye = torch.eye(target.dim).to(z)
+    return starts, _widths(target, starts).square()[..., None, None] * eye
+
+
+def _widths(target: Target, z: Tensor) -> Tensor:
     """(F, K) how far from points (F, K, d) ell has fallen by d / 2, as in a Gaussian of that sd."""
     lengths = _LONGEST * 0.5 ** torch.arange(_STEPS).to(z)
     along = torch.randn(*z.shape[:2], 1, _DIRECTIONS, z.shape[-1]).to(z)

@@ -56,9 +56,7 @@ def certified(now: Group, rung: str, q: Proposal, *, spare: float) -> Tensor:
 def _too_few(now: Group, trial: Trial) -> bool:
     """Whether weights are sound, but so few of a single fit's draws in effect that more are worth it."""
     n = trial.ell.shape[1]
-    if not now.alone or now.target.fits > 1 or now.target.budget.left < _MORE * n:
-        return False
-    if bool(now.for_a_flow()):
+    if not now.alone or now.target.fits > 1 or now.target.budget.left < _MORE * n or bool(now.for_a_flow()):
         return False
     ess = n * float(trial.share)
     return float(trial.khat) < BELIEVED and _MANY / (1 + _MORE) <= ess < _MANY
