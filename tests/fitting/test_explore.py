@@ -7,7 +7,7 @@ import torch
 from torch.distributions import MultivariateNormal
 
 from visbi.families.gaussians import Mixture
-from visbi.fitting.explore import StandardNormal, _Moves, _next_beta, drift, explore
+from visbi.fitting.explore import Exploration, StandardNormal, _Moves, _next_beta, drift, explore
 from visbi.fitting.target import Target, log_standard_normal
 from visbi.priors import BoxUniform, coordinates
 
@@ -251,6 +251,22 @@ def test_weighted_particles_have_the_moments_of_the_posterior(q, gradient):
 def test_weights_are_one_where_the_path_is_short():
     found = explore(target_of(two_gaussians([1.0], [[0.0, 0.0]], 1.0), 3.0), 64)
     torch.testing.assert_close(found.weighted()[1], torch.full((1, 128), 3.0).double())
+
+
+def test_draws_of_the_prior_can_stand_for_particles():
+    q = two_gaussians([0.7, 0.3], [[1.0, 0.0], [-1.0, 0.0]], 0.3)
+    target = target_of(q, 1.0)
+    z = torch.randn(1, 40_000, 2).double()
+    ell = torch.where(z[..., 1] < 9.0, target.value(z), -torch.inf)
+    found = Exploration.of_draws(z, ell, 500)
+    assert target.n_gradients == 0 and found.step is None and found.betas.tolist() == [[0.0]]
+    torch.testing.assert_close(target.value(found.z), found.ell)
+    assert float((found.z[..., 0] > 0).double().mean()) == pytest.approx(0.7, abs=0.03)
+    mean, variance = weighted_moments(found)
+    torch.testing.assert_close(mean, torch.tensor([[0.4, 0.0]]).double(), atol=0.03, rtol=0)
+    torch.testing.assert_close(variance, torch.tensor([[0.93, 0.09]]).double(), atol=0.03, rtol=0)
+    assert float(found.log_evidence) == pytest.approx(1.0, abs=0.05)
+    assert found.of_fits(torch.tensor([True])).step is None
 
 
 def test_a_likelihood_in_steps_is_walked():

@@ -175,7 +175,8 @@ def test_flows_trained_at_once_are_those_trained_alone(share):
     for i, log_p in enumerate((banana, gaussian)):
         alone, at = start.only([i]), slice(i, i + 1)
         own = run(alone, target_of(log_p, 2), at, (points[0][at], points[1][at]))
-        torch.testing.assert_close(elbo[i], own[0])
+        # float32 networks: products of two fits at once are summed in another order on some processors
+        torch.testing.assert_close(elbo[i], own[0], rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(both.layers[i], alone.layers[0], rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(both.place[i], alone.place[0])
 

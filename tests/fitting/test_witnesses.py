@@ -7,6 +7,7 @@ import torch
 from torch.distributions import MultivariateNormal
 
 from visbi.families.gaussians import Mixture
+from visbi.fitting import witnesses
 from visbi.fitting.climbing import ALONE, Group, Record
 from visbi.fitting.pool import Pool
 from visbi.fitting.target import Target
@@ -45,6 +46,14 @@ def test_a_mode_that_another_proposal_found():
     assert float(missing_of_points(now, left, trial)) == pytest.approx(1 / 9, abs=0.02)
     assert any("an independent exploration has seen" in line for line in doubts(now, left, trial)[0])
     assert float(missing_of_points(now, both, now.pool.draw(both, 4000))) == 0.0
+
+
+def test_what_is_in_doubt_already_is_not_moved(monkeypatch):
+    """One doubt is enough, and moves cost most."""
+    left = mixture(1.0, 1e-12)
+    now = group(mixture(0.5, 0.5))
+    monkeypatch.setattr(witnesses, "drift", lambda *_, **__: pytest.fail("it was"))
+    assert len(doubts(now, left, now.pool.draw(left, 4000))[0]) == 1
 
 
 def test_what_its_own_draws_bring_back_is_not_missing():

@@ -8,18 +8,20 @@ import torch
 from torch import Tensor
 
 from visbi.certificate.report import Report
+from visbi.certificate.rows import effective_sample_size
 from visbi.certificate.weights import resample
 from visbi.core.rows import picked
 from visbi.families.gaussians import Mixture
 from visbi.fitting.explore import MOVES, Exploration, explore
 from visbi.fitting.pool import Pool, Proposal, Trial
 from visbi.fitting.refine import POINTS, ROUNDS, TRIAL
-from visbi.fitting.target import Target
+from visbi.fitting.target import Target, log_standard_normal
 
 __all__ = ["ALONE", "SEARCHED", "SIDE_BY_SIDE", "Answer", "Effort", "Group", "Record"]
 
 SEARCHED = 5
 """Dimensions up to which eight times the draws of the prior meet modes of two thirds the width, or less."""
+_SEEN = 128  # draws of the prior in effect that show where the posterior is as well as particles do
 _FEW_USABLE = 0.1  # share of the prior's draws
 _FLOW_DIMENSIONS = 4
 
@@ -253,8 +255,15 @@ class Group:
 
     def explore(self, n: int, *, moves: int = MOVES) -> None:
         """Send n particles from the prior to the posterior of every fit; from those of its draws that can be
-        used, where these are few.
+        used, where these are few. Where so many of its draws lie in the posterior that they stand for it,
+        nothing need be sent.
         """
+        if self.n_prior and self.n_prior == self.searched.shape[1]:
+            relative = self.found - log_standard_normal(self.searched)
+            there = int(effective_sample_size(relative).min())
+            if there >= _SEEN:
+                self.seen = Exploration.of_draws(self.searched, self.found, min(n, there))
+                return
         usable = torch.isfinite(self.found) if len(self.found) else torch.ones(1, 1, dtype=torch.bool)
         share = usable.double().mean(1)
         start = None

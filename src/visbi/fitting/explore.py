@@ -23,7 +23,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from visbi.certificate.weights import resample
 from visbi.core.logs import exp_, log_sum_exp
+from visbi.core.rows import picked
 from visbi.fitting.target import Target, log_standard_normal
 
 __all__ = ["MOVES", "Base", "Exploration", "StandardNormal", "drift", "explore"]
@@ -84,11 +86,12 @@ class Exploration:
         ell: (F, N) at them.
         relative: (F, N) ell - log base at them.
         history_z, history_relative: (T, F, N, d) and (T, F, N), particles of every temperature.
-        betas: (T, F) the temperatures; a population that is there stays at 1.
+        betas: (T, F) the temperatures, from 0; a population that is there stays at 1.
         log_evidence: (F,) the usual estimate of log Z; finds modes, is not to be trusted in high dimension.
         log_evidences: (T, F) the same on the way, from 0.
         acceptance: (F,) mean acceptance of the last moves.
-        step: (F,) size of steps, in units of the particles' covariance, that the moves had come to.
+        step: (F,) size of steps, in units of the particles' covariance, that the moves had come to; None
+            where nothing was moved.
     """
 
     z: Tensor
@@ -100,7 +103,30 @@ class Exploration:
     log_evidence: Tensor
     log_evidences: Tensor
     acceptance: Tensor
-    step: Tensor
+    step: Tensor | None
+
+    @staticmethod
+    def of_draws(z: Tensor, ell: Tensor, n: int) -> "Exploration":
+        """What draws of the prior themselves show, z (F, N, d) with ell (F, N), -inf where it is not finite.
+
+        For posteriors so wide beside the prior that some n of them, resampled, stand for it.
+        """
+        relative = ell - log_standard_normal(z)
+        index = torch.stack([resample(row, n) for row in relative])
+        one = torch.ones_like(relative[:, 0])
+        log_evidence = log_sum_exp(relative, 1) - math.log(z.shape[1])
+        return Exploration(
+            z=picked(z, index),
+            ell=ell.gather(1, index),
+            relative=relative.gather(1, index),
+            history_z=z[None],
+            history_relative=relative[None],
+            betas=torch.zeros_like(one)[None],
+            log_evidence=log_evidence,
+            log_evidences=torch.zeros_like(one)[None],
+            acceptance=one,
+            step=None,
+        )
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean (F, d) and covariance (F, d, d) of the final particles."""
@@ -131,7 +157,7 @@ class Exploration:
             log_evidence=self.log_evidence[which],
             log_evidences=self.log_evidences[:, which],
             acceptance=self.acceptance[which],
-            step=self.step[which],
+            step=None if self.step is None else self.step[which],
         )
 
 

@@ -40,7 +40,7 @@ _DRIFT = 5.0  # standard errors
 def doubts(now: Group, q: Proposal, trial: Trial) -> list[list[str]]:
     """What speaks against each q beside its weights."""
     share = missing(now, q, trial.log_z, trial=trial)
-    share = torch.maximum(share, missing_of_points(now, q, trial)).tolist()
+    share = torch.maximum(share, missing_of_points(now, q, trial))
     found: list[list[str]] = [
         [
             f"an independent exploration has seen about {100 * each / (1 + each):.1f} % of the "
@@ -48,8 +48,10 @@ def doubts(now: Group, q: Proposal, trial: Trial) -> list[list[str]]:
         ]
         if each > _MISSING
         else []
-        for each in share
+        for each in share.tolist()
     ]
+    if bool((share > _MISSING).all()):
+        return found
     try:
         smooth = pareto_smooth(cleaned(trial.log_w))[0]
         z = picked(trial.z, torch.stack([resample(row, now.effort.drifters) for row in smooth]))
