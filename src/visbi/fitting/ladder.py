@@ -178,7 +178,7 @@ def _gaussian(now: Group) -> Sequence[Group]:
     batch = None if now.effort.first_batch is None else max(now.effort.first_batch, 2 * d)
     match = match_gaussian(now.target, loc, torch.eye(d).to(loc).expand(fits, d, d), batch=batch)
     q = Mixture.of(torch.zeros_like(loc[:, :1]), match.loc[:, None], match.cov[:, None])
-    trial = now.pool.draw(defended(q), now.effort.trial)
+    trial = now.pool.tried(defended(q), now.effort.trial)
     now.consider("a Gaussian", q, trial)
     clear = (trial.share > _CLEAR) & (trial.khat < _CLEAR_KHAT)
     near = clear | ((trial.share > _NEARLY) & (trial.khat < BELIEVED) & (d <= _WIDE))
@@ -280,13 +280,13 @@ def _mixture(now: Group) -> Sequence[Group]:
         found = [q.with_(now.start, 0.5) for q in found]
     if now.elsewhere is not None:  # likewise, what the last q lacked
         found = [now.elsewhere, *(q.with_(now.elsewhere, 0.5) for q in found)]
-    best, trial = found[0], now.pool.draw(defended(found[0]), now.effort.trial)
+    best, trial = found[0], now.pool.tried(defended(found[0]), now.effort.trial)
     if bool((trial.share > _CLEAR).all()) and bool(hides(now, best, trial.log_z).all()):
         assert now.elsewhere is not None
         found = [now.elsewhere]
         best, trial = found[0], now.pool.draw(defended(found[0]), now.effort.trial)
     for other in found[1:]:
-        fresh = now.pool.draw(defended(other), now.effort.trial)
+        fresh = now.pool.tried(defended(other), now.effort.trial)
         higher = fresh.merit > trial.merit
         best, trial = best.better(other, higher), trial.better(fresh, higher)
     now.consider("a mixture", best, trial)
@@ -348,16 +348,22 @@ def _certified_mixture(now: Group, q: Mixture, trial: Trial, *, again: int) -> S
     others = others.parts(answered)[1]
     if others is None or again == 0:
         return [*rest, *([] if others is None else [others])]
-    # what fails by its weights alone is no matter of modes: the next rung may have the shape
+    # what fails by its weights alone, twice, is no matter of modes: the next rung may have the shape
     bent = others.for_a_flow() & ~others.where(lambda record: record.doubted)
-    q, trial = q.of_fits(~bent), trial.of_fits(~bent)
-    over, others = others.parts(bent)
+    over, others = others.parts(bent & (again < _AGAIN))
     rest += [] if over is None else [over]
     if others is None:
         return rest
+    kept = ~bent | (again == _AGAIN)
+    bent, q, trial = bent[kept], q.of_fits(kept), trial.of_fits(kept)
     # q's share is no measure any more: it did not see what the certificate or the explorer has seen
-    q, trial, _ = _refitted(others, q, replace(trial, share=torch.zeros_like(trial.share)))
-    return [*rest, *_certified_mixture(others, q, trial, again=again - 1)]
+    q, trial, steady = _refitted(others, q, replace(trial, share=torch.zeros_like(trial.share)))
+    left = bent & (steady < _LITTLE)
+    over, others = others.parts(left)
+    rest += [] if over is None else [over]
+    if others is None:
+        return rest
+    return [*rest, *_certified_mixture(others, q.of_fits(~left), trial.of_fits(~left), again=again - 1)]
 
 
 def _flow(now: Group) -> Sequence[Group]:

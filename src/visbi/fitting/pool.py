@@ -26,6 +26,7 @@ __all__ = ["BELIEVED", "DISCOUNT", "UNSOUND", "Pool", "Proposal", "Trial", "thin
 
 BELIEVED, DISCOUNT = 0.7, 0.3
 """k-hat up to which a share of draws in effect is believed, and what it counts beyond."""
+_FIRST, _NO_GOOD = 8, 0.02  # of the draws an eighth, and the share in effect below which it is enough
 UNSOUND = 0.9
 """k-hat of a trial from which no certificate is worth its draws."""
 
@@ -145,9 +146,27 @@ class Pool:
         Raises:
             BudgetReached: the target's budget has less than n evaluations left.
         """
+        return self._kept(q, *self._evaluated(q, q.sample(n)))
+
+    def tried(self, q: Proposal, n: int) -> Trial:
+        """The same for a q that may be no good: an eighth of the draws where those say so of every fit.
+
+        Raises:
+            BudgetReached: the target's budget is used up.
+        """
         z = q.sample(n)
+        first = self._evaluated(q, z[:, : n // _FIRST])
+        if bool((_weighed(*first).share < _NO_GOOD).all()):
+            return self._kept(q, *first)
+        others = self._evaluated(q, z[:, n // _FIRST :])
+        return self._kept(q, *(torch.cat(parts, 1) for parts in zip(first, others, strict=True)))
+
+    def _evaluated(self, q: Proposal, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Draws z with the target, -inf where it is not finite, and log q there."""
         ell, log_q = self.target.value(z), q.log_prob(z)
-        ell = torch.where(is_usable(ell), ell, -torch.inf)
+        return z, torch.where(is_usable(ell), ell, -torch.inf), log_q
+
+    def _kept(self, q: Proposal, z: Tensor, ell: Tensor, log_q: Tensor) -> Trial:
         trial = _weighed(z, ell, log_q)
         number = len(self.proposals)
         self.proposals.append((q, trial))

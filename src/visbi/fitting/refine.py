@@ -40,7 +40,7 @@ _NEW = 12  # components that a refit may add; twice as many
 _POOR = 0.5  # where the share of the mixture before was lower
 _PATCH = 0.7  # nats by which q is low where a patch starts
 _LEAST_PATCH = 0.02
-_ENOUGH = 0.9  # effective share that no refit need improve
+_ENOUGH = 0.8  # effective share that no refit need improve
 _HOPELESS = 14.0  # nats of local evidence below the best beyond which a matched Gaussian is dropped
 
 
