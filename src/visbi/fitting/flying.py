@@ -4,7 +4,8 @@ Flows of all fits of a group train side by side (`fitting.flow`), from the Gauss
 weighted points so far. A posterior in one piece gets affine layers, and the reverse KL alone. Where several
 modes were seen the layers are splines, which can tear a Gaussian apart, and half of the loss is the forward
 KL to the points: what a flow's own draws do not reach, such as another mode, only points can teach it. The
-first round takes half of the draws: far from the posterior their noise is not what limits a step.
+first round takes fewer draws: far from the posterior their noise is not what limits a step. So does the last
+one that there can be, which few fits need, and by which much has been spent.
 
 After each round fresh draws say how good the flows are. A flow whose weights are uneven is patched by
 Gaussians where it is too low.
@@ -28,7 +29,8 @@ __all__ = ["fly", "patched", "polished"]
 _ROUNDS, _MOST_ROUNDS = 3, 4  # the last one where a flow is near, but its weights are not sound yet
 _LATE_ROUNDS = 2  # more of each in many dimensions
 _FEW_DIMENSIONS = 10
-_STEPS, _BATCHES = 200, (128, 192)  # of a round, and draws in the first round's steps, and in later ones
+_STEPS = 200  # of a round
+_FEW, _MANY = 128, 192  # draws in a step of the first and the last round, and of those between
 _HOPELESS, _NEAR = 0.02, 0.1
 _ENOUGH, _ENOUGH_KHAT = 0.8, 0.5
 _FORWARD = 0.5
@@ -64,13 +66,14 @@ def _trained(now: Group) -> tuple[FlowProposal, Trial]:
     for record in now.records:
         record.flown = True
     late = _LATE_ROUNDS if now.target.dim > _FEW_DIMENSIONS else 0
-    for number in range(_MOST_ROUNDS + late):
+    last = _MOST_ROUNDS + late - 1
+    for number in range(last + 1):
         train_flows(
             flows,
             now.target,
             round_=number,
             steps=_STEPS,
-            batch=_BATCHES[min(number, 1)],
+            batch=_FEW if number in (0, last) else _MANY,
             points=now.pool.points(2 * now.effort.trial) if several else None,
             forward_share=_FORWARD,
         )
@@ -110,7 +113,7 @@ def polished(now: Group, q: FlowProposal, points: tuple[Tensor, Tensor]) -> tupl
         now.target,
         round_=_ROUNDS,
         steps=_STEPS,
-        batch=_BATCHES[-1],
+        batch=_MANY,
         points=points,
         forward_share=_FORWARD,
     )

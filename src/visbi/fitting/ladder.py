@@ -52,7 +52,8 @@ _INMOST = 0.03  # of how far it is from the prior's middle, to which a draw is m
 _LOOKED_AT = 512  # promising draws of the prior
 _WIDE = 20  # dimensions beyond which the explorer is not sent after a Gaussian that passes
 _ENOUGH_SEEN = 10.0  # draws of the prior in effect, for each dimension, from which a mixture can be fitted
-_AGAIN = 2  # refits after a certificate that failed
+_AGAIN = 2  # refits after a certificate that failed, but one,
+_FEW_ROUNDS, _SURE = 2, 0.5  # of so few rounds and with such a steady share, where a flow may do
 _FEW_DIMENSIONS = 4  # in which mixtures can follow tempered weights from the prior to the posterior
 _SCANT = 0.05  # of a refitted one, below which no certificate is asked for, and
 _HALF = 0.5  # below which none is where its weights are unsound and there is one mode
@@ -318,12 +319,14 @@ def _refits(now: Group, q: Mixture, trial: Trial, *, again: int = _AGAIN) -> Seq
     return rest
 
 
-def _refitted(now: Group, q: Mixture, trial: Trial) -> tuple[Mixture, Trial, Tensor]:
+def _refitted(
+    now: Group, q: Mixture, trial: Trial, *, rounds: int | None = None
+) -> tuple[Mixture, Trial, Tensor]:
     q, trial, steady = refined(
         now.pool,
         q,
         trial,
-        rounds=now.effort.rounds,
+        rounds=now.effort.rounds if rounds is None else rounds,
         n=now.effort.trial,
         points=now.effort.points,
         least=now.effort.least * now.target.dim,
@@ -348,22 +351,35 @@ def _certified_mixture(now: Group, q: Mixture, trial: Trial, *, again: int) -> S
     others = others.parts(answered)[1]
     if others is None or again == 0:
         return [*rest, *([] if others is None else [others])]
-    # what fails by its weights alone, twice, is no matter of modes: the next rung may have the shape
     bent = others.for_a_flow() & ~others.where(lambda record: record.doubted)
-    over, others = others.parts(bent & (again < _AGAIN))
-    rest += [] if over is None else [over]
+    shaped, others = others.parts(bent)
+    if shaped is not None:
+        rest += _once_more(shaped, q.of_fits(bent), trial.of_fits(bent), again=again)
     if others is None:
         return rest
-    kept = ~bent | (again == _AGAIN)
-    bent, q, trial = bent[kept], q.of_fits(kept), trial.of_fits(kept)
-    # q's share is no measure any more: it did not see what the certificate or the explorer has seen
-    q, trial, steady = _refitted(others, q, replace(trial, share=torch.zeros_like(trial.share)))
-    left = bent & (steady < _LITTLE)
-    over, others = others.parts(left)
-    rest += [] if over is None else [over]
-    if others is None:
-        return rest
-    return [*rest, *_certified_mixture(others, q.of_fits(~left), trial.of_fits(~left), again=again - 1)]
+    q, trial, _ = _refitted(others, q.of_fits(~bent), _forgotten(trial.of_fits(~bent)))
+    return [*rest, *_certified_mixture(others, q, trial, again=again - 1)]
+
+
+def _once_more(now: Group, q: Mixture, trial: Trial, *, again: int) -> list[Group]:
+    """One refit of what fails by its weights alone: it may lack no more than a tail that has been seen now.
+
+    If that does not do, it is no matter of modes, and the next rung may have the shape.
+    """
+    if again < _AGAIN:
+        return [now]
+    q, trial, steady = _refitted(now, q, _forgotten(trial), rounds=_FEW_ROUNDS)
+    sure = steady >= _SURE
+    better, over = now.parts(sure)
+    rest = [] if over is None else [over]
+    if better is not None:
+        rest += _certified_mixture(better, q.of_fits(sure), trial.of_fits(sure), again=0)
+    return rest
+
+
+def _forgotten(trial: Trial) -> Trial:
+    """Of a q whose share is no measure any more: it has not seen what the certificate or the explorer has."""
+    return replace(trial, share=torch.zeros_like(trial.share))
 
 
 def _flow(now: Group) -> Sequence[Group]:

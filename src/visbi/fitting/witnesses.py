@@ -34,6 +34,7 @@ _LOW = math.log(20.0)  # nats by which q is much too low somewhere
 _ACCUSERS = 2  # particles; a mode of a few percent may have lost all but so many of its own on the way
 _WITNESSES = 20  # points in effect; fewer may be a tail's chance
 _MISSING = 0.02  # share of the mass beyond which an answer is in doubt
+_SURE, _MORE = 2.0, 4  # errors of a difference that is one, and times as many draws where it may be
 _DRIFT = 5.0  # standard errors
 
 
@@ -150,20 +151,39 @@ def missing_at(now: Group, q: Proposal, local: Mixture, log_z: Tensor, trial: Tr
     """(F,) mass, relative to what q has, that draws of `local` find where q is much too low.
 
     Each counts by local / (q + local): as one of so many draws, half of which are thought to be q's. What
-    the draws of q in `trial` find there, counted alike, is not missing: their weights bring it back.
+    the draws of q in `trial` find there, counted alike, is not missing: their weights bring it back. A
+    difference of the two within its error, after four times as many more draws, is none.
     """
     found = now.pool.draw(local, now.effort.witnesses)
-    log_q, log_z = q.log_prob(found.z), log_z[:, None]
-    log_w = found.ell - torch.logaddexp(log_q, found.log_q) - log_z
-    share = (log_w.clamp_max(50.0).exp() * (found.ell - log_q - log_z > _LOW)).mean(1)
+    share, error = _found(q, found, log_z)
     if trial is None:
         return share
-    log_w = trial.log_w - log_z
+    own, own_error = _brought_back(local, trial, log_z)
+    gap, noise = (share - own).clamp_min(0.0), _SURE * torch.hypot(error, own_error)
+    if bool(((gap > _MISSING) & (gap < noise)).any()):
+        more = now.pool.draw(local, _MORE * now.effort.witnesses)
+        share, error = _found(q, found.with_(more), log_z)
+        gap, noise = (share - own).clamp_min(0.0), _SURE * torch.hypot(error, own_error)
+    return torch.where(gap > noise, gap, 0.0)
+
+
+def _found(q: Proposal, found: Trial, log_z: Tensor) -> tuple[Tensor, Tensor]:
+    """(F,) mass that draws of a mixture find where q is much too low, and its standard error."""
+    log_q, log_z = q.log_prob(found.z), log_z[:, None]
+    log_w = found.ell - torch.logaddexp(log_q, found.log_q) - log_z
+    each = log_w.clamp_max(50.0).exp() * (found.ell - log_q - log_z > _LOW)
+    return each.mean(1), each.std(1) / math.sqrt(each.shape[1])
+
+
+def _brought_back(local: Mixture, trial: Trial, log_z: Tensor) -> tuple[Tensor, Tensor]:
+    """The same, of what q's own draws find at the same place."""
+    log_w = trial.log_w - log_z[:, None]
     low = (log_w > _LOW).any(0)
-    log_q, log_local = trial.log_q[:, low], local.log_prob(trial.z[:, low])
-    part = torch.sigmoid(log_local - log_q) * log_w[:, low].clamp_max(50.0).exp()
-    own = (part * (log_w[:, low] > _LOW)).sum(1) / log_w.shape[1]
-    return (share - own).clamp_min(0.0)
+    part = torch.sigmoid(local.log_prob(trial.z[:, low]) - trial.log_q[:, low])
+    each = part * log_w[:, low].clamp_max(50.0).exp() * (log_w[:, low] > _LOW)
+    n = log_w.shape[1]
+    mean = each.sum(1) / n
+    return mean, ((each.square().sum(1) / n - mean.square()).clamp_min(0.0) / n).sqrt()
 
 
 def hides(now: Group, q: Mixture, log_z: Tensor) -> Tensor:
