@@ -237,6 +237,27 @@ class TestPriorThatSees:
         assert float((z > 0).all(-1).double().mean()) == pytest.approx(0.4, abs=0.03)
 
 
+class TestOnceMore:
+    """A mixture that fails by its weights gets a refit before a flow is trained, and no second one."""
+
+    @pytest.mark.parametrize(("passes", "flown"), [(1, False), (2, False), (3, True)])
+    def test_the_flow_comes_after_two_failures(self, passes, flown, monkeypatch):
+        asked, flights = [], []
+
+        def certificate(now: Group, rung: str, *_: object, **__: object) -> Tensor:
+            asked.append(rung)
+            return now.all() if len(asked) == passes else ~now.all()
+
+        monkeypatch.setattr(ladder, "certified", certificate)
+        monkeypatch.setattr(ladder, "fly", lambda now, **_: flights.append(now) or [now])
+        monkeypatch.setattr(ladder, "_bridge", lambda now: [])
+        torch.manual_seed(2)
+        climb(target_of(lambda theta: (0.7 * theta - theta.exp() - 0.01 * theta.square()).sum(-1), 4))
+        if passes < 3:
+            assert len(asked) == passes
+        assert set(asked) == {"a mixture"} and bool(flights) is flown
+
+
 class TestRough:
     """4^8 ripples on a Gaussian: a smooth q has even weights, and few draws in effect."""
 
@@ -247,7 +268,7 @@ class TestRough:
     def test_more_draws_are_taken_where_few_are_in_effect(self):
         torch.manual_seed(0)
         report = climb(target_of(self.ripples, 8)).report
-        assert report.status == "corrected" and "flow" in report.rung
+        assert report.status == "corrected" and report.rung == "a mixture"  # a flow would fit no better
         assert report.ess_fraction < 0.122 and report.ess >= 2000 and report.n_draws == 65_536
         grid = torch.linspace(-4, 4, 40_001, dtype=torch.float64)
         known = 8 * float(torch.logsumexp(torch.cos(18 * grid) - 4 * grid.square(), 0) + math.log(8 / 40_000))

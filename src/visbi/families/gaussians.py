@@ -56,6 +56,11 @@ class Mixture:
         """(F, K, d, d)."""
         return self.tril @ self.tril.mT
 
+    @property
+    def cov_within(self) -> Tensor:
+        """(F, d, d), the covariances of the components, averaged by their weights."""
+        return (self.log_weights.exp()[..., None, None] * self.cov).sum(1)
+
     @cached_property
     def _inverse(self) -> Tensor:
         eye = torch.eye(self.loc.shape[-1], dtype=self.loc.dtype, device=self.loc.device)

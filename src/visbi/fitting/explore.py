@@ -391,6 +391,7 @@ def drift(
     gradient: bool,
     rounds: int = 5,
     step: Tensor | None = None,
+    cov: Tensor | None = None,
 ) -> Tensor:
     """How far the posterior's own moves carry draws towards where q is too low, in standard errors.
 
@@ -405,6 +406,7 @@ def drift(
         gradient: whether the moves use the potential's gradient.
         rounds: of moves.
         step: (F,) what an exploration of the same posterior had come to; None finds it on the way.
+        cov: (F, d, d) covariance of what a draw can reach, such as that within modes; None is that of z.
 
     Returns:
         (F,) the mean rise of log-weights over its standard error where the rise is above `_RISE`; else 0.
@@ -423,7 +425,7 @@ def drift(
     one = torch.ones(len(z), dtype=z.dtype, device=z.device)
     if step is not None:
         moves.step = step
-    scale = _root(_covariance(z))
+    scale = _root(_covariance(z) if cov is None else cov)
     start = now = moves.at(z)
     for _ in range(rounds if gradient else rounds * _LEAPFROG):
         now = moves.round(now, one, scale)

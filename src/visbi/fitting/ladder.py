@@ -38,7 +38,7 @@ from visbi.fitting.pool import BELIEVED, UNSOUND, Pool, Trial
 from visbi.fitting.probe import useful_gradient
 from visbi.fitting.refine import from_particles, matched, refined
 from visbi.fitting.target import Target, is_usable
-from visbi.fitting.verdicts import certified
+from visbi.fitting.verdicts import EVEN, certified
 from visbi.fitting.witnesses import FEW, hides, missing, missing_at
 
 __all__ = ["Answer", "climb", "climb_together"]
@@ -307,7 +307,7 @@ def _refits(now: Group, q: Mixture, trial: Trial, *, again: int = _AGAIN) -> Seq
     """Refits and certificates; what is bent and in one piece is left to a flow first."""
     q, trial, steady = _refitted(now, q, trial)
     rest: list[Group] = []
-    left = now.for_a_flow() & (steady < _LITTLE)
+    left = now.for_a_flow() & (steady < _LITTLE) & ~((trial.khat < EVEN) & (steady > _SCANT))
     first, others = now.parts(left)
     if others is not None:
         rest += _certified_mixture(others, q.of_fits(~left), trial.of_fits(~left), again=again)

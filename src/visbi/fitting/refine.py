@@ -200,7 +200,7 @@ def refined(
 
     Args:
         pool: all points so far; fresh draws of every refit, defended, are added.
-        q: the mixtures to begin with. trial: of them.
+        q: the mixtures to begin with. trial: of them, with a share of 0 where that is no measure any more.
         rounds: most refits; fewer where the effective share of every fit is large or no longer grows.
         n: draws in a trial. points: most of them that EM runs on.
         least: points in effect that EM wants: where the pool has fewer, their weights are tempered.
@@ -222,7 +222,8 @@ def refined(
         over |= (fresh.share <= 1.05 * best_trial.share) & (fresh.share > 0.3)
         higher = fresh.share > best_trial.share
         best, best_trial = best.better(current, higher), best_trial.better(fresh, higher)
-    return best, best_trial, torch.stack(shares[-2:]).amin(0)
+    last = torch.stack(shares[-2:])
+    return best, best_trial, torch.where(last > 0, last, last.amax(0)).amin(0)
 
 
 def _refit(pool: Pool, q: Mixture, points: int, least: float, new: Tensor) -> Mixture:

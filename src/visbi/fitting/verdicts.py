@@ -10,12 +10,13 @@ from visbi.fitting.climbing import Answer, Group
 from visbi.fitting.pool import BELIEVED, DISCOUNT, Proposal, Trial
 from visbi.fitting.witnesses import doubts
 
-__all__ = ["certified"]
+__all__ = ["EVEN", "certified"]
 
 _GOOD = ("ok", "corrected")
 _MANY = 2000.0  # draws in effect that a user may ask for
 _MORE = 3  # times as many draws where there are fewer
-_EVEN = 0.5  # k-hat
+EVEN = 0.5
+"""k-hat of weights so even that many draws in effect are enough, however small their share."""
 
 
 def certified(now: Group, rung: str, q: Proposal, *, spare: float) -> Tensor:
@@ -46,7 +47,7 @@ def certified(now: Group, rung: str, q: Proposal, *, spare: float) -> Tensor:
         rank = _rank(report, doubted=doubted[i])
         if rank > record.rank:
             record.answer, record.rank, record.broken = (rung, answer), rank, float(broken[i])
-        many = record.flown and report.khat < _EVEN and report.ess >= _MANY
+        many = report.khat < EVEN and report.ess >= _MANY
         passed[i] = report.status in _GOOD and (report.ess_fraction >= spare or many)
         if not passed[i]:
             record.story.append(f"{rung} {_why(report)}")
@@ -56,10 +57,11 @@ def certified(now: Group, rung: str, q: Proposal, *, spare: float) -> Tensor:
 def _too_few(now: Group, trial: Trial) -> bool:
     """Whether weights are sound, but so few of a single fit's draws in effect that more are worth it."""
     n = trial.ell.shape[1]
-    if not now.alone or now.target.fits > 1 or now.target.budget.left < _MORE * n or bool(now.for_a_flow()):
+    if not now.alone or now.target.fits > 1 or now.target.budget.left < _MORE * n:
         return False
     ess = n * float(trial.share)
-    return float(trial.khat) < BELIEVED and _MANY / (1 + _MORE) <= ess < _MANY
+    sound = EVEN if bool(now.for_a_flow()) else BELIEVED
+    return float(trial.khat) < sound and _MANY / (1 + _MORE) <= ess < _MANY
 
 
 def _doubted(report: Report, doubts: list[str]) -> Report:

@@ -53,6 +53,7 @@ def doubts(now: Group, q: Proposal, trial: Trial) -> list[list[str]]:
     ]
     if bool((share > _MISSING).all()):
         return found
+    within = q.cov_within if isinstance(q, Mixture) else None
     try:
         smooth = pareto_smooth(cleaned(trial.log_w))[0]
         z = picked(trial.z, torch.stack([resample(row, now.effort.drifters) for row in smooth]))
@@ -62,7 +63,8 @@ def doubts(now: Group, q: Proposal, trial: Trial) -> list[list[str]]:
             q.log_prob,
             gradient=now.gradient,
             rounds=now.effort.drift_rounds,
-            step=None if now.seen is None else now.seen.step,
+            step=None if now.seen is None or within is not None else now.seen.step,
+            cov=within,
         ).tolist()
     except BudgetReached:
         left = "the budget left no room to check that resampled draws stay where they are."
