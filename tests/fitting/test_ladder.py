@@ -12,7 +12,7 @@ from torch.distributions import MultivariateNormal
 from mixture_cases import FOUR, known
 from visbi.certificate import WeightedDraws
 from visbi.families.gaussians import Mixture
-from visbi.fitting import climbing, ladder, witnesses
+from visbi.fitting import climbing, ladder, looking, matching, mixing, witnesses
 from visbi.fitting.budget import Budget
 from visbi.fitting.climbing import ALONE, Answer, Group, Record
 from visbi.fitting.explore import explore
@@ -95,8 +95,8 @@ class TestAnswers:
         answers = []
         for seed in range(4):
             torch.manual_seed(seed)
-            (now,) = ladder._look(group_of(bent, 4))
-            assert ladder._gaussian(now) == []
+            (now,) = looking.look(group_of(bent, 4))
+            assert matching.gaussian(now) == []
             (record,) = now.records
             assert record.answer is not None and within_errors(record.answer[1], 3.0)
             answers.append(record.answer)
@@ -248,7 +248,7 @@ class TestOnceMore:
             asked.append(rung)
             return now.all() if len(asked) == passes else ~now.all()
 
-        monkeypatch.setattr(ladder, "certified", certificate)
+        monkeypatch.setattr(mixing, "certified", certificate)
         monkeypatch.setattr(ladder, "fly", lambda now, **_: flights.append(now) or [now])
         monkeypatch.setattr(ladder, "_bridge", lambda now: [])
         torch.manual_seed(2)
@@ -407,10 +407,10 @@ class TestMixturesThatFail:
             group.records[0].doubted = doubted
             return torch.tensor([False])
 
-        monkeypatch.setattr(ladder, "certified", failing)
+        monkeypatch.setattr(mixing, "certified", failing)
         q = known([1.0], [[0.0] * 6], 1.0)
         trial = replace(now.pool.draw(q, 4096), share=torch.tensor([0.6]).double())
-        (left,) = ladder._certified_mixture(now, q, trial, again=1)
+        (left,) = mixing._certified_mixture(now, q, trial, again=1)
         assert left is now and (len(now.pool.proposals) > 1) == doubted
 
     @pytest.mark.parametrize(("steady", "first"), [(0.1, "a flow"), (0.5, "a mixture")])
@@ -418,7 +418,7 @@ class TestMixturesThatFail:
         q, tried = known([1.0], [[0.0] * 6], 1.0), []
         trial = replace(now.pool.draw(q, 4096), share=torch.tensor([0.6]).double())
         found = (q, trial, torch.tensor([steady]).double())
-        monkeypatch.setattr(ladder, "refined", lambda *_, **__: found)
-        monkeypatch.setattr(ladder, "_flow", lambda group: tried.append("a flow") or [])
-        monkeypatch.setattr(ladder, "_certified_mixture", lambda *_, **__: tried.append("a mixture") or [])
-        assert ladder._refits(now, q, trial) == [] and tried == [first]
+        monkeypatch.setattr(mixing, "refined", lambda *_, **__: found)
+        monkeypatch.setattr(mixing, "fly", lambda *_, **__: tried.append("a flow") or [])
+        monkeypatch.setattr(mixing, "_certified_mixture", lambda *_, **__: tried.append("a mixture") or [])
+        assert mixing._refits(now, q, trial) == [] and tried == [first]

@@ -10,9 +10,11 @@ from visbi.fitting.climbing import Answer, Group
 from visbi.fitting.pool import BELIEVED, DISCOUNT, Proposal, Trial
 from visbi.fitting.witnesses import doubts
 
-__all__ = ["EVEN", "certified"]
+__all__ = ["EVEN", "SPARE", "certified"]
 
 _GOOD = ("ok", "corrected")
+SPARE = 0.2
+"""Effective share of draws with which a rung's answer is final."""
 _MANY = 2000.0  # draws in effect that a user may ask for
 _MORE = 3  # times as many draws where there are fewer
 EVEN = 0.5

@@ -1,0 +1,73 @@
+"""The first look: what draws of the prior say about the potential, and whether its gradient is of use."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.quasirandom import SobolEngine
+
+from visbi.core.rows import picked, trues_first
+from visbi.families.gaussians import Mixture
+from visbi.fitting.climbing import SEARCHED, Group
+from visbi.fitting.probe import useful_gradient
+from visbi.fitting.target import Target, is_usable
+
+__all__ = ["PRIOR", "look", "prior_like"]
+
+PRIOR = "the prior"
+"""The rung of a fit that has come no further than the look."""
+_LEAST_SHARE = 1e-9  # of the prior beyond the outermost draw, in each dimension
+_ROOM = 8  # times the draws of the search: a budget that leaves less is not spent on it
+_INMOST = 0.03  # of how far it is from the prior's middle, to which a draw is moved at most
+_LOOKED_AT = 512  # promising draws of the prior
+
+
+def look(now: Group) -> Sequence[Group]:
+    """What the prior's draws say about the potential."""
+    n, d = now.effort.look, now.target.dim
+    if now.effort.keep_look:
+        trial = now.pool.draw(prior_like(now.target), n)
+        now.consider(PRIOR, prior_like(now.target), trial)
+        z, ell = trial.z, trial.ell
+        usable = torch.isfinite(ell)
+    else:
+        more = now.effort.search if d <= SEARCHED else now.effort.inward
+        more = more if now.target.budget.left > _ROOM * more else 0
+        z = _evenly_drawn(now.target, n + more)
+        if d > SEARCHED:
+            z[:, n:] *= _INMOST ** torch.rand_like(z[:, n:, :1])
+        ell = now.target.value(z)
+        usable = is_usable(ell)
+        if more:
+            now.searched, now.found = z, torch.where(usable, ell, -torch.inf)
+            now.n_prior = n + more if d <= SEARCHED else n
+        z, ell, usable = z[:, :n], ell[:, :n], usable[:, :n]
+    ell = torch.where(usable, ell, -torch.inf)
+    somewhere = usable.any(1)
+    for record, there in zip(now.records, somewhere.tolist(), strict=True):
+        if not there:
+            record.best = None
+    if not bool(somewhere.any()):
+        return []
+    top = ell.topk(min(16, n), 1).indices
+    some = trues_first(usable)[:, :32]
+    now.gradient = useful_gradient(now.target, picked(z, torch.cat([top, some], 1)))
+    if not now.gradient:
+        now.tell(now.all(), "the potential has no useful gradient")
+    promising = (ell + 0.5 * z.square().sum(-1)).topk(min(_LOOKED_AT, n), 1).indices
+    now.starts, now.usable = picked(z, promising), usable.gather(1, promising)
+    return [now.only(somewhere)]
+
+
+def _evenly_drawn(target: Target, n: int) -> Tensor:
+    """(F, n, d) draws of N(0, I) by scrambled Sobol sequences: smaller gaps than independent ones."""
+    seeds = torch.randint(2**31, (target.fits,)).tolist()
+    u = [SobolEngine(target.dim, scramble=True, seed=seed).draw(n, dtype=torch.float64) for seed in seeds]
+    return torch.special.ndtri(torch.stack(u).clamp(_LEAST_SHARE, 1 - _LEAST_SHARE)).to(target.device)
+
+
+def prior_like(target: Target) -> Mixture:
+    """N(0, I) for each of the target's potentials."""
+    d = target.dim
+    loc = torch.zeros(target.fits, 1, d, dtype=torch.float64, device=target.device)
+    return Mixture.of(torch.zeros_like(loc[..., 0]), loc, torch.eye(d).to(loc).expand(*loc.shape, d))

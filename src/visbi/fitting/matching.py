@@ -1,0 +1,96 @@
+"""The rung of the Gaussian: matched from the prior, and an answer where nothing speaks for more than that."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from visbi.core.rows import picked
+from visbi.families.gaussians import Mixture
+from visbi.fitting.climbing import Group
+from visbi.fitting.match import match_gaussian
+from visbi.fitting.mixing import CLEAR, LITTLE, matched_from, refitted
+from visbi.fitting.mixture import defended, spread_out
+from visbi.fitting.pool import BELIEVED, Trial
+from visbi.fitting.verdicts import EVEN, SPARE, certified
+from visbi.fitting.witnesses import FEW, hides, missing, missing_at
+
+__all__ = ["gaussian"]
+
+_NEARLY = 0.25  # effective share of a Gaussian from which refits of it are tried before anything else
+_WIDE = 20  # dimensions beyond which the explorer is not sent after a Gaussian that passes
+
+
+def gaussian(now: Group) -> Sequence[Group]:
+    """Match a Gaussian to each fit and certify it; give back the fits that it does not answer."""
+    if not now.gradient:
+        _try_start(now)
+        return [now]
+    fits, d = now.target.fits, now.target.dim
+    loc = torch.zeros(fits, d, dtype=torch.float64, device=now.target.device)
+    batch = None if now.effort.first_batch is None else max(now.effort.first_batch, 2 * d)
+    match = match_gaussian(now.target, loc, torch.eye(d).to(loc).expand(fits, d, d), batch=batch)
+    q = Mixture.of(torch.zeros_like(loc[:, :1]), match.loc[:, None], match.cov[:, None])
+    trial = now.pool.tried(defended(q), now.effort.trial)
+    now.consider("a Gaussian", q, trial)
+    clear = (trial.share > CLEAR) & (trial.khat < EVEN)
+    near = clear | ((trial.share > _NEARLY) & (trial.khat < BELIEVED) & (d <= _WIDE))
+    now.tell(~clear, lambda i: f"a Gaussian had {trial.numbers(i)}")
+    _try_start(now)
+    alone, others = now.parts(near)
+    rest = (
+        []
+        if alone is None
+        else _only_a_gaussian(alone, q.of_fits(near), trial.of_fits(near), clear=clear[near])
+    )
+    return [*rest, *([] if others is None else [others])]
+
+
+def _try_start(now: Group) -> None:
+    if now.start is not None:
+        now.consider("the start", now.start, now.pool.draw(defended(now.start), now.effort.trial))
+
+
+def _only_a_gaussian(now: Group, q: Mixture, trial: Trial, *, clear: Tensor) -> Sequence[Group]:
+    """Gaussians that fit where they are, the `clear` ones; those that only nearly do are refitted first."""
+    if now.target.dim <= _WIDE and now.effort.confirming:
+        now.explore(now.effort.confirming, moves=1)
+    good, nearly = now.parts(clear)
+    rest = [] if good is None else _unless_more(good, "a Gaussian", q.of_fits(clear), spare=CLEAR)
+    if nearly is None:
+        return rest
+    q, _, steady = refitted(nearly, q.of_fits(~clear), trial.of_fits(~clear))
+    over, others = nearly.parts(steady < LITTLE)
+    rest += [] if over is None else [over]
+    if others is not None:
+        rest += _unless_more(others, "a mixture", q.of_fits(steady >= LITTLE), spare=SPARE)
+    return rest
+
+
+def _unless_more(now: Group, rung: str, q: Mixture, *, spare: float) -> list[Group]:
+    """Certify q of what may be one mode, unless mass shows elsewhere; those that have no answer then."""
+    wide, log_z = defended(q), now.log_z()
+    missed = ~now.all()
+    if now.start is not None:
+        missed = missing_at(now, wide, defended(now.start), log_z) > FEW
+    if not bool(missed.all()):
+        missed = missed | (missing(now, wide, log_z, enough=FEW) > FEW)
+    if not bool(missed.all()):
+        missed = missed | hides(now, q, log_z)
+    if not bool(missed.all()):
+        missed = missed | (missing_at(now, wide, defended(_other_gaussians(now)), log_z) > FEW)
+    now.tell(missed, f"{rung} missed other modes")
+    rest, alone = now.parts(missed)
+    found = [] if rest is None else [rest]
+    if alone is not None:
+        answered = certified(alone, rung, wide.of_fits(~missed), spare=spare)
+        found += [] if bool(answered.all()) else [alone.only(~answered)]
+    return found
+
+
+def _other_gaussians(now: Group) -> Mixture:
+    """Gaussians matched from the most promising of the prior's draws."""
+    even = now.usable.double() / now.usable.sum(1, keepdim=True)
+    starts = picked(now.starts, spread_out(now.starts, even, now.effort.starts))
+    eye = 0.09 * torch.eye(now.target.dim).to(starts)
+    return matched_from(now, starts, eye.expand(*starts.shape, -1))

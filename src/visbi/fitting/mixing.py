@@ -1,0 +1,178 @@
+r"""The rung of mixtures: matched, and fitted to what a tempered explorer saw; refitted to weighted draws.
+
+What a refit did not see it cannot have, and its own weights do not tell. So a certificate's draws, and what
+accused q, join the points of further refits; and where refits come out now good, now bad, a flow is asked
+before a certificate is, if one may do.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from visbi.certificate.modes import find_modes
+from visbi.core.rows import picked
+from visbi.families.gaussians import Mixture
+from visbi.fitting.climbing import Group
+from visbi.fitting.flying import fly
+from visbi.fitting.mixture import defended, local_covariances, spread_out
+from visbi.fitting.pool import UNSOUND, Trial
+from visbi.fitting.refine import from_particles, matched, refined
+from visbi.fitting.verdicts import EVEN, SPARE, certified
+from visbi.fitting.witnesses import hides
+
+__all__ = ["CLEAR", "LITTLE", "matched_from", "mixture", "prior_draws", "refitted"]
+
+CLEAR = 0.5
+"""Effective share of a matched q with which nothing else need be tried."""
+LITTLE = 0.3
+"""Steady share of a refitted one below which a flow is tried first, where one may do. In funnels, where some
+mixtures had lost 13 to 26 % of the mass, it was .24 at most; in bananas, which had lost nothing, rarely."""
+_SCANT = 0.05  # of a refitted one, below which no certificate is asked for, and
+_HALF = 0.5  # below which none is where its weights are unsound and there is one mode
+_AGAIN = 2  # refits after a certificate that failed, but one,
+_FEW_ROUNDS, _SURE = 2, 0.5  # of so few rounds and with such a steady share, where a flow may do
+_ENOUGH_SEEN = 10.0  # draws of the prior in effect, for each dimension, from which a mixture can be fitted
+_FEW_DIMENSIONS = 4  # in which mixtures can follow tempered weights from the prior to the posterior
+
+
+def prior_draws(now: Group) -> Sequence[Group]:
+    """A mixture from the prior's draws: in few dimensions, or where enough lie where the posterior does."""
+    q, trial = now.pool.proposals[0]
+    assert isinstance(q, Mixture)
+    few = torch.tensor(now.target.dim <= _FEW_DIMENSIONS, device=trial.share.device)
+    seen = few | (trial.share * now.effort.look > _ENOUGH_SEEN * now.target.dim)
+    enough, others = now.parts(seen)
+    rest = (
+        []
+        if enough is None
+        else _refits(enough, q.of_fits(seen), trial.of_fits(seen).first(now.effort.trial), again=0)
+    )
+    return [*rest, *([] if others is None else [others])]
+
+
+def mixture(now: Group) -> Sequence[Group]:
+    """Mixtures, matched and from particles, and refitted."""
+    if now.seen is None:
+        now.explore(now.effort.particles)
+    seen = now.seen
+    assert seen is not None
+    z = seen.z
+    found: list[Mixture] = []
+    if now.gradient:
+        even = torch.full(z.shape[:2], 1.0 / z.shape[1]).to(z)
+        starts = picked(z, spread_out(z, even, now.effort.starts))
+        found.append(matched_from(now, starts, local_covariances(z, starts, max(4 * now.target.dim, 40))))
+    found.append(from_particles(seen, now.effort.points))
+    if now.start is not None:  # what the user knows of, whatever the explorer saw
+        found = [q.with_(now.start, 0.5) for q in found]
+    if now.elsewhere is not None:  # likewise, what the last q lacked
+        found = [now.elsewhere, *(q.with_(now.elsewhere, 0.5) for q in found)]
+    best, trial = found[0], now.pool.tried(defended(found[0]), now.effort.trial)
+    if bool((trial.share > CLEAR).all()) and bool(hides(now, best, trial.log_z).all()):
+        assert now.elsewhere is not None
+        found = [now.elsewhere]
+        best, trial = found[0], now.pool.draw(defended(found[0]), now.effort.trial)
+    for other in found[1:]:
+        fresh = now.pool.tried(defended(other), now.effort.trial)
+        higher = fresh.merit > trial.merit
+        best, trial = best.better(other, higher), trial.better(fresh, higher)
+    now.consider("a mixture", best, trial)
+    if not now.alone:
+        return _refits(now, best, trial)
+    for i, record in enumerate(now.records):
+        one = best.of_fits(now.one(i))
+        record.count_modes = partial(_modes_among, z[i], one)
+    return _refits(now, best, trial)
+
+
+def _modes_among(z: Tensor, q: Mixture) -> int:
+    return len(find_modes(z, lambda z: q.log_prob(z[None])[0]))
+
+
+def matched_from(now: Group, starts: Tensor, cov: Tensor) -> Mixture:
+    """Gaussians matched from starts (F, K, d) with covariances (F, K, d, d), as hard as the effort says."""
+    effort = now.effort
+    return matched(now.target, starts, cov, batch=effort.start_batch, max_iters=effort.start_iters)
+
+
+def _refits(now: Group, q: Mixture, trial: Trial, *, again: int = _AGAIN) -> Sequence[Group]:
+    """Refits and certificates; what is bent and in one piece is left to a flow first."""
+    q, trial, steady = refitted(now, q, trial)
+    rest: list[Group] = []
+    left = now.for_a_flow() & (steady < LITTLE) & ~((trial.khat < EVEN) & (steady > _SCANT))
+    first, others = now.parts(left)
+    if others is not None:
+        rest += _certified_mixture(others, q.of_fits(~left), trial.of_fits(~left), again=again)
+    if first is not None:
+        q, trial = q.of_fits(left), trial.of_fits(left)
+        for group in fly(first, spare=SPARE):
+            which = first.where(lambda record, group=group: any(record is each for each in group.records))
+            rest += _certified_mixture(group, q.of_fits(which), trial.of_fits(which), again=0)
+    return rest
+
+
+def refitted(
+    now: Group, q: Mixture, trial: Trial, *, rounds: int | None = None
+) -> tuple[Mixture, Trial, Tensor]:
+    """What `refine.refined` makes of each q, as hard as the effort says; kept where it is the best."""
+    q, trial, steady = refined(
+        now.pool,
+        q,
+        trial,
+        rounds=now.effort.rounds if rounds is None else rounds,
+        n=now.effort.trial,
+        points=now.effort.points,
+        least=now.effort.least * now.target.dim,
+    )
+    now.consider("a mixture", q, trial)
+    return q, trial, steady
+
+
+def _certified_mixture(now: Group, q: Mixture, trial: Trial, *, again: int) -> Sequence[Group]:
+    """So many times again, with the draws of a failed certificate, and what accused q, among the points."""
+    unsound = (trial.khat >= UNSOUND) & (trial.share < _HALF)
+    if bool(unsound.any()):  # of several modes, a heavy tail may be one that q lacks
+        unsound = unsound & now.where(lambda record: record.modes == 1)
+    hopeless = (trial.share < _SCANT) | unsound
+    now.tell(hopeless, lambda i: f"a mixture had {trial.numbers(i)}")
+    over, others = now.parts(hopeless)
+    rest = [] if over is None else [over]
+    if others is None:
+        return rest
+    answered = certified(others, "a mixture", defended(q.of_fits(~hopeless)), spare=SPARE)
+    q, trial = q.of_fits(~hopeless).of_fits(~answered), trial.of_fits(~hopeless).of_fits(~answered)
+    others = others.parts(answered)[1]
+    if others is None or again == 0:
+        return [*rest, *([] if others is None else [others])]
+    bent = others.for_a_flow() & ~others.where(lambda record: record.doubted)
+    shaped, others = others.parts(bent)
+    if shaped is not None:
+        rest += _once_more(shaped, q.of_fits(bent), trial.of_fits(bent), again=again)
+    if others is None:
+        return rest
+    q, trial, _ = refitted(others, q.of_fits(~bent), _forgotten(trial.of_fits(~bent)))
+    return [*rest, *_certified_mixture(others, q, trial, again=again - 1)]
+
+
+def _once_more(now: Group, q: Mixture, trial: Trial, *, again: int) -> list[Group]:
+    """One refit of what fails by its weights alone: it may lack no more than a tail that has been seen now.
+
+    If that does not do, it is no matter of modes, and the next rung may have the shape.
+    """
+    if again < _AGAIN:
+        return [now]
+    q, trial, steady = refitted(now, q, _forgotten(trial), rounds=_FEW_ROUNDS)
+    sure = steady >= _SURE
+    better, over = now.parts(sure)
+    rest = [] if over is None else [over]
+    if better is not None:
+        rest += _certified_mixture(better, q.of_fits(sure), trial.of_fits(sure), again=0)
+    return rest
+
+
+def _forgotten(trial: Trial) -> Trial:
+    """Of a q whose share is no measure any more: it has not seen what the certificate or the explorer has."""
+    return replace(trial, share=torch.zeros_like(trial.share))
