@@ -15,7 +15,7 @@ PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest
 BENCH = OMP_NUM_THREADS=1 $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-doc test-slow test-peers contract-table test-lowest lint format types docs bench step-time lynx-hare contract-c2st auto-fit auto-fit-peers neural-potentials floors many amortized rounds reference peers dev clean
+.PHONY: help demo test test-doc test-slow test-peers contract-table test-lowest lint format types docs bench step-time lynx-hare contract-c2st auto-fit auto-fit-peers neural-potentials floors many amortized rounds sbibm reference peers dev clean
 
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /: /'
@@ -58,7 +58,7 @@ types: $(DEV) ## pyright
 docs: $(DOCS) ## the manual, into site/
 	$(BIN)/mkdocs build --strict
 
-bench: step-time lynx-hare contract-c2st auto-fit neural-potentials floors many amortized rounds ## every benchmark that ends in a table
+bench: step-time lynx-hare contract-c2st auto-fit neural-potentials floors many amortized rounds sbibm ## every benchmark that ends in a table
 
 step-time: $(CORE) .venvs/sbi/.installed ## milliseconds per gradient step beside sbi
 	$(BENCH) benchmarks/step_time.py --visbi-python $(BIN)/python --sbi-python .venvs/sbi/bin/python
@@ -92,6 +92,9 @@ amortized: $(DEV) .venvs/sbi/.installed ## q(theta | x) from 10,000 simulations,
 rounds: $(DEV) ## infer beside published numbers of SNLE and SNPE; resumes
 	$(BENCH) benchmarks/rounds.py
 
+sbibm: $(DEV) .venvs/sbibm/.installed ## q="auto" beside the reference draws that the SBI benchmark carries
+	$(BENCH) benchmarks/sbibm_draws.py
+
 reference: .venvs/numpyro/.installed ## the lynx-hare posterior by long NUTS, into benchmarks/data/
 	.venvs/numpyro/bin/python benchmarks/reference_lynx_hare.py
 
@@ -120,6 +123,11 @@ $(DOCS): pyproject.toml constraints.txt | $(BIN)/python
 .venvs/lowest/.installed: pyproject.toml constraints-lowest.txt
 	test -x .venvs/lowest/bin/python || $(PYTHON) -m venv .venvs/lowest
 	.venvs/lowest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-lowest.txt -e . pytest pytest-xdist hypothesis
+	@touch $@
+
+.venvs/sbibm/.installed: benchmarks/peers/sbibm.txt
+	test -x .venvs/sbibm/bin/python || $(PYTHON) -m venv .venvs/sbibm
+	.venvs/sbibm/bin/python -m pip $(PIP_INSTALL) --no-deps -r $<
 	@touch $@
 
 .venvs/%/.installed: benchmarks/peers/%.txt constraints.txt
