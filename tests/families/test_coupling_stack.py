@@ -71,7 +71,8 @@ def test_gradient_along_the_path(dim, spline):
         loss = ((body.score_at_draws(z) - by_z[f]) * z).sum(-1)
         loss = torch.where(usable[f], loss, 0.0).mean()
         wanted = flat(body, torch.autograd.grad(loss, list(body.parameters()), allow_unused=True))
-        torch.testing.assert_close(found.layers[f], wanted[0])
+        # float32 networks: some processors add up a row of products in another order for more rows
+        torch.testing.assert_close(found.layers[f], wanted[0], rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(found.place[f], wanted[1])
 
 

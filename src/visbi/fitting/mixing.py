@@ -30,6 +30,7 @@ CLEAR = 0.5
 LITTLE = 0.3
 """Steady share of a refitted one below which a flow is tried first, where one may do. In funnels, where some
 mixtures had lost 13 to 26 % of the mass, it was .24 at most; in bananas, which had lost nothing, rarely."""
+_CLEARLY = 1.05  # times the merit of matched Gaussians, few and smooth, that anything else must have
 _SCANT = 0.05  # of a refitted one, below which no certificate is asked for, and
 _HALF = 0.5  # below which none is where its weights are unsound and there is one mode
 _AGAIN = 2  # refits after a certificate that failed, but one,
@@ -77,7 +78,7 @@ def mixture(now: Group) -> Sequence[Group]:
         best, trial = found[0], now.pool.draw(defended(found[0]), now.effort.trial)
     for other in found[1:]:
         fresh = now.pool.tried(defended(other), now.effort.trial)
-        higher = fresh.merit > trial.merit
+        higher = fresh.merit > _CLEARLY * trial.merit
         best, trial = best.better(other, higher), trial.better(fresh, higher)
     now.consider("a mixture", best, trial)
     if not now.alone:
