@@ -3,7 +3,7 @@ r"""The automatic fit beside the reference draws that the SBI benchmark carries,
     gaussian_linear           D = 10, theta ~ N(0, .1 I), x = theta + N(0, .1 I)
     gaussian_linear_uniform   D = 10, theta ~ U([-1, 1]^10), the same x
     gaussian_mixture          D = 2, theta ~ U([-10, 10]^2), x from N(theta, I) or N(theta, .01 I)
-    two_moons, slcp           as in `visbi.simulators`
+    two_moons, slcp           as in `amortized_tasks.py`
     bernoulli_glm             D = 10, spikes y_t ~ Bernoulli(sigmoid(V theta)_t), t = 1 ... 100
 
 Its tasks with raw spikes and with distractors have the posteriors of those above. Observations 1 to 3 of its
@@ -21,7 +21,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -31,13 +31,12 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
-from amortized_tasks import glm_precision
+from amortized_tasks import amortized_task, glm_precision
 from auto_fit import source_state
 from step_time import processor
 from visbi import BoxUniform, VIPosterior
 from visbi.certificate import c2st
 from visbi.core.random import seeded
-from visbi.simulators.zoo import slcp, two_moons
 
 HERE = Path(__file__).parent
 OBSERVATIONS, SEEDS, DRAWS = (1, 2, 3), (0, 1, 2), 2000
@@ -69,10 +68,6 @@ class Known:
     observation: str = "observation.csv"
 
 
-def _gaussian(theta: Tensor, x: Tensor, _: Path) -> Tensor:
-    return -0.5 * (x - theta).square().sum(-1) / 0.1
-
-
 def _gaussian_mixture(theta: Tensor, x: Tensor, _: Path) -> Tensor:
     square = (x - theta).square().sum(-1)
     return torch.logaddexp(-0.5 * square, -50 * square + math.log(100.0))
@@ -88,15 +83,23 @@ def _bernoulli(theta: Tensor, x: Tensor, files: Path) -> Tensor:
     return (x * drive - torch.nn.functional.softplus(drive)).sum(-1)
 
 
+def _as_amortised(name: str) -> Known:
+    """A task that amortised fits are measured on, too."""
+    task = amortized_task(name)
+    return Known(task.prior, lambda theta, x, _: task.log_likelihood(theta, x[0]))
+
+
 def tasks() -> dict[str, Known]:
     """Those with a likelihood of their own."""
-    corner = torch.ones(10)
+    corner, uniform = torch.ones(10), _as_amortised("gaussian_linear_uniform")
     return {
-        "gaussian_linear": Known(Independent(Normal(torch.zeros(10), math.sqrt(0.1) * corner), 1), _gaussian),
-        "gaussian_linear_uniform": Known(BoxUniform(-corner, corner), _gaussian),
+        "gaussian_linear": replace(
+            uniform, prior=Independent(Normal(torch.zeros(10), math.sqrt(0.1) * corner), 1)
+        ),
+        "gaussian_linear_uniform": uniform,
         "gaussian_mixture": Known(BoxUniform(-10 * corner[:2], 10 * corner[:2]), _gaussian_mixture),
-        "two_moons": Known(two_moons.task().prior, lambda theta, x, _: two_moons.log_likelihood(theta, x[0])),
-        "slcp": Known(slcp.task().prior, lambda theta, x, _: slcp.log_likelihood(theta, x[0])),
+        "two_moons": _as_amortised("two_moons"),
+        "slcp": _as_amortised("slcp"),
         "bernoulli_glm": Known(
             MultivariateNormal(torch.zeros(10), precision_matrix=glm_precision()),
             _bernoulli,

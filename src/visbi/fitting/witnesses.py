@@ -157,15 +157,17 @@ def missing_at(now: Group, q: Proposal, local: Mixture, log_z: Tensor, trial: Tr
     difference of the two within its error, after four times as many more draws, is none.
     """
     found = now.pool.draw(local, now.effort.witnesses)
-    share, error = _found(q, found, log_z)
     if trial is None:
-        return share
+        return _found(q, found, log_z)[0]
     own, own_error = _brought_back(local, trial, log_z)
-    gap, noise = (share - own).clamp_min(0.0), _SURE * torch.hypot(error, own_error)
+
+    def lacking(found: Trial) -> tuple[Tensor, Tensor]:
+        share, error = _found(q, found, log_z)
+        return (share - own).clamp_min(0.0), _SURE * torch.hypot(error, own_error)
+
+    gap, noise = lacking(found)
     if bool(((gap > _MISSING) & (gap < noise)).any()):
-        more = now.pool.draw(local, _MORE * now.effort.witnesses)
-        share, error = _found(q, found.with_(more), log_z)
-        gap, noise = (share - own).clamp_min(0.0), _SURE * torch.hypot(error, own_error)
+        gap, noise = lacking(found.with_(now.pool.draw(local, _MORE * now.effort.witnesses)))
     return torch.where(gap > noise, gap, 0.0)
 
 
