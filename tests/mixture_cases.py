@@ -2,9 +2,11 @@
 
 import torch
 from torch import Tensor
-from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
+from torch.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal
 
 from visbi.families.gaussians import Mixture
+from visbi.fitting.target import Target
+from visbi.priors import coordinates
 
 
 def covariances(fits: int, k: int, dim: int) -> Tensor:
@@ -22,6 +24,12 @@ def known(weights: list[float], centres: list[list[float]], sd: float = 0.5) -> 
     loc = torch.tensor(centres, dtype=torch.float64)[None]
     cov = sd**2 * torch.eye(loc.shape[-1], dtype=torch.float64).expand(1, loc.shape[1], -1, -1)
     return Mixture.of(torch.tensor(weights, dtype=torch.float64)[None].log(), loc, cov)
+
+
+def of_mixture(q: Mixture, shift: float = 0.0) -> Target:
+    """q times exp(shift), in coordinates that are the prior's own."""
+    standard = Independent(Normal(torch.zeros(q.loc.shape[-1]).double(), 1.0), 1)
+    return Target(lambda theta: q.log_prob(theta[None])[0] + shift, coordinates(standard))
 
 
 CENTRES = [[-1.5, -1.5], [-1.2, 1.5], [1.5, 1.2], [0.8, -1.7]]

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
-from visbi.families.gaussians import Mixture
-from visbi.fitting.explore import Exploration, StandardNormal, _Moves, _next_beta, drift, explore
+from mixture_cases import known, of_mixture
+from visbi.fitting.explore import Exploration, _next_beta, explore
+from visbi.fitting.moves import StandardNormal
 from visbi.fitting.target import Target, log_standard_normal
 from visbi.priors import BoxUniform, coordinates
 
@@ -162,17 +163,6 @@ class Given:
         return log_q.reshape(z.shape[:-1]), score.reshape(z.shape)
 
 
-def two_gaussians(shares, centres, sd):
-    loc = torch.tensor(centres, dtype=torch.float64)[None]
-    cov = sd**2 * torch.eye(loc.shape[-1], dtype=torch.float64).expand(1, loc.shape[1], -1, -1)
-    return Mixture.of(torch.tensor(shares, dtype=torch.float64)[None].log(), loc, cov)
-
-
-def target_of(q, shift=0.0):
-    dim = q.loc.shape[-1]
-    return Target(lambda theta: q.log_prob(theta[None])[0] + shift, coordinates(standard(dim)))
-
-
 def weighted_moments(found):
     z, log_w = found.weighted()
     w = log_w.softmax(1)[..., None]
@@ -180,12 +170,12 @@ def weighted_moments(found):
     return mean, (w * (z - mean[:, None]).square()).sum(1)
 
 
-NARROW = two_gaussians([1.0], [[1.0, -0.5]], 0.2)
+NARROW = known([1.0], [[1.0, -0.5]], 0.2)
 
 
 def test_populations_agree_with_single_ones():
-    together = explore(target_of(NARROW, 2.0), 256, fits=16)
-    single = [explore(target_of(NARROW, 2.0), 256) for _ in range(16)]
+    together = explore(of_mixture(NARROW, 2.0), 256, fits=16)
+    single = [explore(of_mixture(NARROW, 2.0), 256) for _ in range(16)]
     assert together.z.shape == (16, 256, 2) and together.log_evidence.shape == (16,)
     assert together.acceptance.shape == (16,)
     for evidences in (together.log_evidence, torch.cat([found.log_evidence for found in single])):
@@ -201,7 +191,7 @@ def test_populations_agree_with_single_ones():
 
 def test_each_population_has_its_own_temperatures():
     """One starts at the posterior, the other far from it."""
-    exact = target_of(NARROW)
+    exact = of_mixture(NARROW)
 
     class Two(StandardNormal):
         def sample(self, fits, n, like):
@@ -209,7 +199,7 @@ def test_each_population_has_its_own_temperatures():
             return torch.cat([near, 1.0 + 0 * near + torch.randn(1, n, 2, dtype=torch.float64)])
 
         def log_prob_and_score(self, z):
-            near, far = NARROW.log_prob_and_score(z[:1]), two_gaussians([1.0], [[1.0, 1.0]], 1.0)
+            near, far = NARROW.log_prob_and_score(z[:1]), known([1.0], [[1.0, 1.0]], 1.0)
             far = far.log_prob_and_score(z[1:])
             return torch.cat([near[0], far[0]]), torch.cat([near[1], far[1]])
 
@@ -229,13 +219,13 @@ def test_each_population_has_its_own_temperatures():
 @pytest.mark.parametrize(
     "q",
     [
-        two_gaussians([1.0], [[1.0, -0.5, 0.0]], 0.3),
-        two_gaussians([0.5, 0.5], [[1.5, 0.0, 0.0], [-1.5, 0.0, 0.0]], 0.4),
+        known([1.0], [[1.0, -0.5, 0.0]], 0.3),
+        known([0.5, 0.5], [[1.5, 0.0, 0.0], [-1.5, 0.0, 0.0]], 0.4),
     ],
     ids=["one mode", "two modes"],
 )
 def test_weighted_particles_have_the_moments_of_the_posterior(q, gradient):
-    found = explore(target_of(q, 1.0), 512, fits=6, gradient=gradient)
+    found = explore(of_mixture(q, 1.0), 512, fits=6, gradient=gradient)
     z, log_w = found.weighted()
     assert z.shape == (6, 512 * len(found.betas), 3) and log_w.shape == z.shape[:2]
     mean, variance = weighted_moments(found)
@@ -249,16 +239,16 @@ def test_weighted_particles_have_the_moments_of_the_posterior(q, gradient):
 
 
 def test_weights_are_one_where_the_path_is_short():
-    found = explore(target_of(two_gaussians([1.0], [[0.0, 0.0]], 1.0), 3.0), 64)
+    found = explore(of_mixture(known([1.0], [[0.0, 0.0]], 1.0), 3.0), 64)
     torch.testing.assert_close(found.weighted()[1], torch.full((1, 128), 3.0).double())
 
 
 def test_draws_of_the_prior_can_stand_for_particles():
-    q = two_gaussians([0.7, 0.3], [[1.0, 0.0], [-1.0, 0.0]], 0.3)
-    target = target_of(q, 1.0)
+    q = known([0.7, 0.3], [[1.0, 0.0], [-1.0, 0.0]], 0.3)
+    target = of_mixture(q, 1.0)
     z = torch.randn(1, 40_000, 2).double()
     ell = torch.where(z[..., 1] < 9.0, target.value(z), -torch.inf)
-    found = Exploration.of_draws(z, ell, 500)
+    found = Exploration.of_draws(z, ell - log_standard_normal(z), 500)
     assert target.n_gradients == 0 and found.step is None and found.betas.tolist() == [[0.0]]
     torch.testing.assert_close(target.value(found.z), found.ell)
     assert float((found.z[..., 0] > 0).double().mean()) == pytest.approx(0.7, abs=0.03)
@@ -287,14 +277,14 @@ def test_a_likelihood_in_steps_is_walked():
 
 
 def test_without_gradient_none_is_asked_for():
-    target = target_of(NARROW)
+    target = of_mixture(NARROW)
     explore(target, 64, gradient=False)
     assert target.n_gradients == 0 and target.n_values > 0
 
 
 def test_a_bridge_leaves_an_exact_q_as_it_is():
-    q = two_gaussians([0.7, 0.3], [[1.5, 0.0], [-1.5, 0.5]], 0.4)
-    found = explore(target_of(q, 1.3), 4096, base=Given(q))
+    q = known([0.7, 0.3], [[1.5, 0.0], [-1.5, 0.5]], 0.4)
+    found = explore(of_mixture(q, 1.3), 4096, base=Given(q))
     assert found.betas.tolist() == [[0.0], [1.0]]
     assert float(found.log_evidence) == pytest.approx(1.3, abs=1e-9)
     torch.testing.assert_close(found.relative, torch.full((1, 4096), 1.3).double())
@@ -306,51 +296,8 @@ def test_a_bridge_leaves_an_exact_q_as_it_is():
 
 
 def test_a_bridge_from_a_q_that_is_off():
-    q = two_gaussians([1.0], [[0.6, -0.5]], 0.4)
-    found = explore(target_of(NARROW, 1.0), 2048, base=Given(q))
+    q = known([1.0], [[0.6, -0.5]], 0.4)
+    found = explore(of_mixture(NARROW, 1.0), 2048, base=Given(q))
     assert float(found.log_evidence) == pytest.approx(1.0, abs=0.15)
     torch.testing.assert_close(found.z[0].mean(0), NARROW.loc[0, 0], atol=0.03, rtol=0)
     torch.testing.assert_close(found.z[0].std(0), torch.full((2,), 0.2).double(), atol=0.02, rtol=0)
-
-
-@pytest.mark.parametrize("gradient", [True, False])
-@pytest.mark.parametrize("dim", [1, 2, 10])
-def test_exact_draws_do_not_drift(dim, gradient):
-    q = two_gaussians([1.0], [[0.5] * dim], 0.5)
-    found = [float(drift(target_of(q, 5.0), q.sample(512), q.log_prob, gradient=gradient)) for _ in range(3)]
-    assert max(found) < 5
-
-
-@pytest.mark.parametrize("gradient", [True, False])
-def test_exact_draws_of_a_posterior_do_not_drift_however_wrong_q_is(gradient):
-    """The mean of log-weights is stationary, whatever q."""
-    q = two_gaussians([1.0], [[0.4, -0.5]], 0.5)
-    for _ in range(3):
-        assert float(drift(target_of(NARROW), NARROW.sample(1024), q.log_prob, gradient=gradient)) < 5
-
-
-@pytest.mark.parametrize("gradient", [True, False])
-def test_draws_walk_to_what_q_misses_next_to_them(gradient):
-    """q is one half of a Gaussian cut in two, smoothly; its draws are exact there."""
-    whole = standard(2)
-
-    def log_q(z):
-        return math.log(2) + whole.log_prob(z) + torch.nn.functional.logsigmoid(20 * z[..., 0])
-
-    z = torch.randn(1, 1024, 2, dtype=torch.float64)
-    z[..., 0] = z[..., 0].abs()
-    target = Target(whole.log_prob, coordinates(whole))
-    assert float(drift(target, z, log_q, gradient=gradient)) > 5
-    assert drift(target, torch.randn_like(z), whole.log_prob, gradient=gradient).tolist() == [0.0]
-
-
-def test_moves_end_after_a_quarter_orbit():
-    """In a Gaussian, whose best steps are long, a move takes few of them; all are the explorer's to know."""
-    found = explore(target_of(two_gaussians([1.0], [[0.5] * 4], 0.3)), 512)
-    moves = _Moves(target_of(NARROW), StandardNormal(2), gradient=True)
-    counts = []
-    for moves.step in (torch.tensor([0.1]), found.step, torch.tensor([0.9, 0.9, 0.1]), torch.tensor([2.0])):
-        counts.append(moves.leapfrog)
-    assert counts[0] == 5 and counts[1] < 5 and counts[2:] == [2, 1]
-    assert found.step.shape == found.acceptance.shape == (1,)
-    assert float(found.acceptance) == pytest.approx(0.8, abs=0.1)

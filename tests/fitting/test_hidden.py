@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
+from mixture_cases import of_mixture
 from visbi.families.gaussians import Mixture
 from visbi.fitting.hidden import with_hidden
 from visbi.fitting.ladder import climb
@@ -23,13 +24,8 @@ def mixture(weights: list[float], sides: list[float], sds: list[float], dim: int
     return Mixture.of(torch.tensor(weights, dtype=torch.float64)[None].log(), loc, cov)
 
 
-def target_of(q: Mixture, log_z: float = 0.0) -> Target:
-    prior = Independent(Normal(torch.zeros(q.loc.shape[-1]).double(), 1.0), 1)
-    return Target(lambda theta: q.log_prob(theta[None])[0] + log_z, coordinates(prior))
-
-
 def found_from(true: Mixture, q: Mixture, z: Tensor, log_z: float = 0.0) -> Mixture:
-    target = target_of(true, log_z)
+    target = of_mixture(true, log_z)
     return with_hidden(target, q, z, target.value(z), by=math.log(20))
 
 
@@ -38,7 +34,7 @@ def test_a_trace_of_one_in_a_million_leads_to_the_mode():
     true, wide = mixture([0.4, 0.6], [-0.3, 0.3], [0.3, 0.1]), mixture([1.0], [-0.3], [0.3])
     torch.manual_seed(0)
     z = torch.randn(1, 20_000, D).double()
-    r = target_of(true).value(z) - wide.log_prob(z) - math.log(0.4)
+    r = of_mixture(true).value(z) - wide.log_prob(z) - math.log(0.4)
     z = z[(r < -math.log1p(-1e-5)) & (r > 1e-6)][None]  # the trace is between 1e-6 and 1e-5
     assert z.shape[1] > 5
     both = found_from(true, wide, z, log_z=7.0)
@@ -86,6 +82,6 @@ def test_the_ladder_finds_a_narrower_mode_in_many_dimensions(dim: int, sds: tupl
     """From draws of the prior all slopes lead to the wide one: as a Gaussian alone it was called ok."""
     torch.manual_seed(seed)
     true = mixture([0.3, 0.7], [0.2, -0.2], list(sds), dim)
-    report = climb(target_of(true)).report
+    report = climb(of_mixture(true)).report
     assert report.status in ("ok", "corrected")
     assert report.log_evidence == pytest.approx(0.0, abs=0.02)

@@ -19,7 +19,7 @@ from visbi.fitting.explore import explore
 from visbi.fitting.ladder import climb
 from visbi.fitting.mixture import defended
 from visbi.fitting.pool import Pool
-from visbi.fitting.refine import around
+from visbi.fitting.refine import around, from_particles
 from visbi.fitting.target import Target
 from visbi.fitting.verdicts import certified
 from visbi.fitting.witnesses import missing
@@ -235,6 +235,31 @@ class TestPriorThatSees:
         assert answer.report.status in GOOD and within_errors(answer, 0.0)
         z = resampled(answer)
         assert float((z > 0).all(-1).double().mean()) == pytest.approx(0.4, abs=0.03)
+
+
+class TestFirstMixtures:
+    """Particles are fitted where matched Gaussians do not do, with more components where modes are many."""
+
+    @pytest.mark.parametrize("modes", [4, 25])
+    def test_what_is_fitted_to_particles(self, modes, monkeypatch):
+        asked = []
+
+        def spied(*arguments: object, components: int) -> Mixture:
+            asked.append(components)
+            return from_particles(*arguments, components=components)
+
+        monkeypatch.setattr(mixing, "from_particles", spied)
+        side = round(math.sqrt(modes))
+        axis = torch.linspace(-1.6, 1.6, side).double()
+        places = torch.cartesian_prod(axis, axis).tolist()
+        torch.manual_seed(0)
+        grid = known([1 / modes] * modes, places, 0.1)
+        answer = climb(target_of(lambda theta: grid.log_prob(theta[None])[0]))
+        assert answer.report.status in GOOD and within_errors(answer, 0.0)
+        if modes == 4:
+            assert not asked and answer.report.ess_fraction > 0.9
+        else:
+            assert len(asked) == 1 and asked[0] > 24
 
 
 class TestOnceMore:

@@ -36,10 +36,10 @@ class TestDefence:
 
 class TestPlaces:
     def test_merged_keeps_unlike_ones_best_first(self):
-        q = known([0.25] * 4, [[0.0, 0.0], [0.1, 0.0], [5.0, 0.0], [5.0, 0.1]])
+        q = known([0.1, 0.3, 0.2, 0.4], [[0.0, 0.0], [0.1, 0.0], [5.0, 0.0], [5.0, 0.1]])
         found = merged(q, torch.tensor([[1.0, 2.0, 4.0, 3.0]]), 10)
         torch.testing.assert_close(found.loc[0], q.loc[0, [2, 1]])
-        torch.testing.assert_close(found.log_weights.exp(), torch.full((1, 2), 0.5).double())
+        torch.testing.assert_close(found.log_weights.exp(), torch.tensor([[0.4, 0.6]]).double())
         assert merged(q, torch.tensor([[1.0, 2.0, 4.0, 3.0]]), 1).loc.tolist() == [[[5.0, 0.0]]]
 
     def test_merged_tells_shapes_apart(self):

@@ -12,7 +12,8 @@ from visbi.certificate.rows import effective_sample_size
 from visbi.certificate.weights import resample
 from visbi.core.rows import picked
 from visbi.families.gaussians import Mixture
-from visbi.fitting.explore import MOVES, Exploration, explore
+from visbi.fitting.explore import Exploration, explore
+from visbi.fitting.moves import MOVES
 from visbi.fitting.pool import Pool, Proposal, Trial
 from visbi.fitting.refine import POINTS, ROUNDS, TRIAL
 from visbi.fitting.target import Target, log_standard_normal
@@ -262,7 +263,7 @@ class Group:
             relative = self.found - log_standard_normal(self.searched)
             there = int(effective_sample_size(relative).min())
             if there >= _SEEN:
-                self.seen = Exploration.of_draws(self.searched, self.found, min(n, there))
+                self.seen = Exploration.of_draws(self.searched, relative, min(n, there))
                 return
         usable = torch.isfinite(self.found) if len(self.found) else torch.ones(1, 1, dtype=torch.bool)
         share = usable.double().mean(1)

@@ -5,9 +5,9 @@ accused q, join the points of further refits; and where refits come out now good
 before a certificate is, if one may do.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import partial, reduce
 
 import torch
 from torch import Tensor
@@ -16,10 +16,11 @@ from visbi.certificate.modes import find_modes
 from visbi.core.rows import picked
 from visbi.families.gaussians import Mixture
 from visbi.fitting.climbing import Group
+from visbi.fitting.explore import Exploration
 from visbi.fitting.flying import fly
 from visbi.fitting.mixture import defended, local_covariances, spread_out
 from visbi.fitting.pool import UNSOUND, Trial
-from visbi.fitting.refine import from_particles, matched, refined
+from visbi.fitting.refine import COMPONENTS, ENOUGH, from_particles, matched, refined
 from visbi.fitting.verdicts import EVEN, SPARE, certified
 from visbi.fitting.witnesses import hides
 
@@ -60,23 +61,14 @@ def mixture(now: Group) -> Sequence[Group]:
         now.explore(now.effort.particles)
     seen = now.seen
     assert seen is not None
-    z = seen.z
-    found: list[Mixture] = []
-    if now.gradient:
-        even = torch.full(z.shape[:2], 1.0 / z.shape[1]).to(z)
-        starts = picked(z, spread_out(z, even, now.effort.starts))
-        found.append(matched_from(now, starts, local_covariances(z, starts, max(4 * now.target.dim, 40))))
-    found.append(from_particles(seen, now.effort.points))
-    if now.start is not None:  # what the user knows of, whatever the explorer saw
-        found = [q.with_(now.start, 0.5) for q in found]
-    if now.elsewhere is not None:  # likewise, what the last q lacked
-        found = [now.elsewhere, *(q.with_(now.elsewhere, 0.5) for q in found)]
-    best, trial = found[0], now.pool.tried(defended(found[0]), now.effort.trial)
+    candidates = _candidates(now, seen)
+    best = next(candidates)
+    trial = now.pool.tried(defended(best), now.effort.trial)
     if bool((trial.share > CLEAR).all()) and bool(hides(now, best, trial.log_z).all()):
         assert now.elsewhere is not None
-        found = [now.elsewhere]
-        best, trial = found[0], now.pool.draw(defended(found[0]), now.effort.trial)
-    for other in found[1:]:
+        best, candidates = now.elsewhere, iter(())
+        trial = now.pool.draw(defended(best), now.effort.trial)
+    while bool((trial.merit <= ENOUGH).any()) and (other := next(candidates, None)) is not None:
         fresh = now.pool.tried(defended(other), now.effort.trial)
         higher = fresh.merit > _CLEARLY * trial.merit
         best, trial = best.better(other, higher), trial.better(fresh, higher)
@@ -85,8 +77,29 @@ def mixture(now: Group) -> Sequence[Group]:
         return _refits(now, best, trial)
     for i, record in enumerate(now.records):
         one = best.of_fits(now.one(i))
-        record.count_modes = partial(_modes_among, z[i], one)
+        record.count_modes = partial(_modes_among, seen.z[i], one)
     return _refits(now, best, trial)
+
+
+def _candidates(now: Group, seen: Exploration) -> Iterator[Mixture]:
+    """Mixtures to begin with, the better ones first; each is made when it is asked for."""
+    known = [q for q in (now.start, now.elsewhere) if q is not None]  # whatever the explorer saw
+
+    def with_known(q: Mixture) -> Mixture:
+        return reduce(lambda both, other: both.with_(other, 0.5), known, q)
+
+    if now.elsewhere is not None:
+        yield now.elsewhere
+    unlike = 0
+    if now.gradient:
+        even = torch.full(seen.z.shape[:2], 1.0 / seen.z.shape[1]).to(seen.z)
+        starts = picked(seen.z, spread_out(seen.z, even, now.effort.starts))
+        cov = local_covariances(seen.z, starts, max(4 * now.target.dim, 40))
+        q = matched_from(now, starts, cov)
+        unlike = q.loc.shape[1]
+        yield with_known(q)
+    # where almost every start has led to another Gaussian there are more of them than starts
+    yield with_known(from_particles(seen, now.effort.points, components=max(COMPONENTS, 2 * unlike)))
 
 
 def _modes_among(z: Tensor, q: Mixture) -> int:

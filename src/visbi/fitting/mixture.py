@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from visbi.core.rows import trues_first
+from visbi.core.rows import picked, trues_first
 from visbi.families.gaussians import Mixture, cholesky
 
 __all__ = ["ALIKE", "bhattacharyya", "defence", "defended", "local_covariances", "merged", "spread_out"]
@@ -44,7 +44,7 @@ def defended(q: Mixture) -> Mixture:
 
 
 def merged(mixture: Mixture, score: Tensor, most: int) -> Mixture:
-    """At most `most` unlike components of each mixture, best `score` first, with equal weights.
+    """At most `most` unlike components of each mixture, best `score` first, each with its own weight.
 
     Two are alike if their Bhattacharyya distance is below `ALIKE`:
     (m - n)' [(S + T) / 2]^-1 (m - n) / 8 + log(|(S + T) / 2| / sqrt(|S| |T|)) / 2.
@@ -68,7 +68,7 @@ def merged(mixture: Mixture, score: Tensor, most: int) -> Mixture:
         kept[fit, k] = alive[fit, k] & ~alike & (kept.sum(1) < most)
     front = trues_first(kept.gather(1, order))
     chosen = order.gather(1, front)[:, : int(kept.sum(1).max())]
-    log_weights = torch.where(kept.gather(1, chosen), 0.0, -torch.inf).to(mixture.log_weights)
+    log_weights = torch.where(kept.gather(1, chosen), mixture.log_weights.gather(1, chosen), -torch.inf)
     return Mixture(
         torch.log_softmax(log_weights, -1),
         mixture.loc[fit[:, None], chosen],
@@ -140,19 +140,17 @@ def local_covariances(
     share = counts.to(z) / counts.sum(1, keepdim=True)
     centred = z - (share[..., None] * z).sum(1, keepdim=True)
     cov = (share[..., None] * centred).mT @ centred * (n / max(n - 1, 1))
-    tril = cholesky(cov)[:, None].expand(-1, centres.shape[1], d, d)
     least = _LEAST * cov.diagonal(dim1=-2, dim2=-1)[:, None]  # where points lie on top of each other
     size = wanted.to(z)[:, None, None, None]
-    cov = tril @ tril.mT
+    cov = cov[:, None].expand(-1, centres.shape[1], d, d)
     for _ in range(2):
-        gap = z[:, None] - centres[:, :, None]  # (F, C, N, d)
-        y = torch.linalg.solve_triangular(tril, gap.mT, upper=False)
-        distance = torch.where(counts[:, None], y.square().sum(2), torch.inf)
-        near = distance.topk(len(rank), largest=False).indices
-        points = torch.gather(gap, 2, near[..., None].expand(-1, -1, -1, d))
+        about = Mixture.of(torch.zeros(centres.shape[:2]).to(z), centres, cov)
+        # of one Gaussian, the nearer the denser
+        density = torch.where(counts[:, None], about.by_component(z), -torch.inf)
+        near = density.topk(len(rank)).indices
+        points = picked(z, near.flatten(1)).unflatten(1, near.shape[1:]) - centres[:, :, None]
         points = there * (points - (there * points).sum(2, keepdim=True) / size)
         local = points.mT @ points / (size - 1).clamp_min(1)
         own = torch.diag_embed(local.diagonal(dim1=-2, dim2=-1) + least)
         cov = (size * local + (d + 2) * own) / (size + d + 2)
-        tril = cholesky(cov)
     return cov

@@ -11,7 +11,8 @@ components where points weigh much more than the mixture says; a refit is kept i
 fresh draws of it is larger.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ from visbi.fitting.mixture import defended, local_covariances, merged, spread_ou
 from visbi.fitting.pool import Pool, Proposal, Trial, thinned
 from visbi.fitting.target import Target
 
-__all__ = ["Blend", "around", "from_particles", "matched", "patch", "refined"]
+__all__ = ["COMPONENTS", "ENOUGH", "Blend", "around", "from_particles", "matched", "patch", "refined"]
 
 TRIAL = 4096
 """Draws that say how good a proposal is, where nothing else is asked for."""
@@ -34,13 +35,16 @@ POINTS = 4096
 """Most weighted points that EM runs on, likewise."""
 ROUNDS = 4
 """Most refits."""
-_COMPONENTS = 24
+COMPONENTS = 24
+"""Of a first mixture, where nothing asks for more."""
 _MOST_COMPONENTS = 64
 _NEW = 12  # components that a refit may add; twice as many
 _POOR = 0.5  # where the share of the mixture before was lower
 _PATCH = 0.7  # nats by which q is low where a patch starts
 _LEAST_PATCH = 0.02
-_ENOUGH = 0.8  # effective share that no refit need improve
+ENOUGH = 0.8
+"""Effective share that no refit need improve."""
+_EVENLY = 0.2  # of the mass of matched Gaussians
 _HOPELESS = 14.0  # nats of local evidence below the best beyond which a matched Gaussian is dropped
 
 
@@ -49,7 +53,9 @@ def matched(
 ) -> Mixture:
     """Mixtures of the unlike Gaussians matched from starts (F, K, d) with covariances (F, K, d, d).
 
-    At most `_COMPONENTS` each, of equal weights; what ends far below the best is dropped.
+    At most `COMPONENTS` each; what ends far below the best is dropped. Each weighs as much as the evidence
+    that it stands for, exp(ELBO), which is exact where a mode is Gaussian; for modes that are not, a part of
+    the mass is shared evenly.
 
     Args:
         target: of F potentials.
@@ -79,10 +85,13 @@ def matched(
     elbo = match.elbo.reshape(fits, k).nan_to_num(-torch.inf, -torch.inf, -torch.inf)
     best = elbo.amax(1, keepdim=True)
     good = (elbo >= best - _HOPELESS) | ~torch.isfinite(best)
-    found = Mixture.of(
-        torch.zeros_like(elbo), match.loc.reshape(fits, k, d), match.cov.reshape(fits, k, d, d)
-    )
-    return merged(found.only(good), elbo[:, good.any(0)], _COMPONENTS)
+    log_weights = torch.where(good, elbo.nan_to_num(neginf=0.0), -torch.inf)
+    found = Mixture.of(log_weights, match.loc.reshape(fits, k, d), match.cov.reshape(fits, k, d, d))
+    unlike = merged(found.only(good), elbo[:, good.any(0)], COMPONENTS)
+    there = torch.isfinite(unlike.log_weights)
+    even = torch.where(there, -there.sum(1, keepdim=True).double().log(), -torch.inf)
+    log_weights = torch.logaddexp(unlike.log_weights + math.log(1 - _EVENLY), even + math.log(_EVENLY))
+    return replace(unlike, log_weights=log_weights)
 
 
 def around(z: Tensor, weights: Tensor | None = None) -> Mixture:
@@ -100,8 +109,13 @@ def around(z: Tensor, weights: Tensor | None = None) -> Mixture:
     return _fitted(z, even, centres, local_covariances(z, centres, near, even))
 
 
-def from_particles(seen: Exploration, most: int = POINTS) -> Mixture:
+def from_particles(seen: Exploration, most: int = POINTS, *, components: int = COMPONENTS) -> Mixture:
     """EM on all that the explorer saw, weighted, at most `most` points of it, from local covariances.
+
+    Args:
+        seen: what it saw.
+        most: points.
+        components: as many at most, and no more than there are points for.
 
     >>> from torch.distributions import Independent, Normal
     >>> from visbi.priors import coordinates
@@ -113,7 +127,7 @@ def from_particles(seen: Exploration, most: int = POINTS) -> Mixture:
     """
     z, weights = thinned(*seen.weighted(), most)
     d = z.shape[-1]
-    room = ((weights > 0).sum(1) // (3 * d + 10)).clamp(1, _COMPONENTS)
+    room = ((weights > 0).sum(1) // (3 * d + 10)).clamp(1, components)
     centres = picked(z, spread_out(z, weights, int(room.max())))
     return _fitted(z, weights, centres, local_covariances(z, centres, max(4 * d, 40), weights), room)
 
@@ -212,7 +226,7 @@ def refined(
     over = torch.zeros_like(trial.share, dtype=torch.bool)
     shares = [trial.share]
     for _ in range(rounds):
-        over |= best_trial.share > _ENOUGH
+        over |= best_trial.share > ENOUGH
         if bool(over.all()):
             break
         new = torch.where(shares[-1] < _POOR, 2 * _NEW, _NEW)

@@ -19,7 +19,7 @@ from visbi.core.rows import picked
 from visbi.families.gaussians import Mixture
 from visbi.fitting.budget import BudgetReached
 from visbi.fitting.climbing import Group
-from visbi.fitting.explore import drift
+from visbi.fitting.drift import drift
 from visbi.fitting.hidden import with_hidden
 from visbi.fitting.mixture import defended
 from visbi.fitting.pool import Proposal, Trial
