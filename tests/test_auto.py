@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -108,6 +109,7 @@ def test_shapes_of_draws(kind: str, correct: bool | None, shape: tuple[int, ...]
 
 def test_equal_seeds_give_equal_draws_whether_or_not_the_pool_grows() -> None:
     posterior = found("mixture")
+    posterior._state = replace(posterior._state, report=replace(posterior.report, status="corrected"))
     assert len(posterior._state.draws.theta) == 500
     with seeded(5):
         first = posterior.sample((30_000,))
@@ -116,6 +118,34 @@ def test_equal_seeds_give_equal_draws_whether_or_not_the_pool_grows() -> None:
         assert torch.equal(posterior.sample((30_000,)), first)
     with seeded(6):
         assert not torch.equal(posterior.sample((30_000,)), first)
+
+
+def test_the_pool_of_a_fit_that_is_not_good_does_not_grow() -> None:
+    rows: list[int] = []
+
+    def counted(theta: Tensor, x_o: Tensor) -> Tensor:
+        rows.append(len(theta))
+        return log_p(theta, x_o)
+
+    posterior = auto(counted).train(X, max_potential_evals=3000, seed=1, **QUIET)
+    assert posterior.report.status == "suspect" and posterior.report.stop_reason
+    spent = sum(rows)
+    assert posterior.sample((5000,)).shape == (5000, 2) and sum(rows) == spent
+
+
+def test_no_density_without_an_evidence() -> None:
+    posterior = auto().train(X, max_potential_evals=10, allow_failed=True, **QUIET)
+    assert posterior.report.log_evidence == -math.inf
+    with pytest.raises(ValueError, match="`normalized`: expected a fit with a finite log-evidence"):
+        posterior.log_prob(torch.zeros(1, 2), normalized="potential")
+
+
+@pytest.mark.parametrize("metric", ["psis", "prop", "prop_prior"])
+def test_whatever_the_score_a_suspect_fit_warns(metric: str) -> None:
+    with pytest.warns(UserWarning, match="the fit ended early"):
+        auto().train(
+            X, max_potential_evals=3000, seed=1, show_progress_bar=False, quality_control_metric=metric
+        )
 
 
 def test_draws_do_not_repeat() -> None:
@@ -409,5 +439,5 @@ def test_an_error_of_the_potential_leaves_the_fit_as_it_was() -> None:
 
 def test_failed_says_so_without_a_warning_before() -> None:
     with pytest.raises(FitError) as caught:
-        auto().train(X, show_progress_bar=False, max_potential_evals=100)
+        auto().train(X, show_progress_bar=False, max_potential_evals=10)
     assert caught.value.posterior.report is caught.value.report

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from visbi.certificate.correction import WeightedDraws
-from visbi.certificate.report import Report, certify_many
+from visbi.certificate.report import GOOD, Report, certify_many
 from visbi.certificate.rows import cleaned
 from visbi.core.checks import violation
 from visbi.core.logs import log_sum_exp
@@ -37,10 +37,8 @@ from visbi.fitting.single import Problem
 from visbi.fitting.state import AmortizedFit
 from visbi.potentials.base import BasePotential
 
-__all__ = ["SOUND", "certificates", "corrected_at_each", "share_of_potential"]
+__all__ = ["certificates", "corrected_at_each", "share_of_potential"]
 
-SOUND = ("ok", "corrected")
-"""Statuses at which resampled draws can be used."""
 _AT_ONCE = 2**18  # draws that are held together
 _PAIRS = 16_384  # at which the potential is evaluated at once
 _SHARES = 20  # steps from q alone to the potential alone
@@ -145,11 +143,11 @@ def corrected_at_each(
         for draws, report in zip(some, _reports(fit, some), strict=True):
             here = fit.at(fit.x[len(columns)][None])
             seed = fresh_seed()
-            if report.status in SOUND:
+            if report.status in GOOD:
                 column = corrected(_enough(draws, shape.numel(), here, potential, seed), shape, seed)
             else:
                 column, report = _refined(shape, here, problem, seed)
-                poor += [len(columns)] if report.status not in SOUND else []
+                poor += [len(columns)] if report.status not in GOOD else []
             columns.append(column)
     if poor:
         where = ", ".join(map(str, poor[:8])) + ("" if len(poor) <= 8 else ", ...")

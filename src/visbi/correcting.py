@@ -1,8 +1,9 @@
 """Draws of a fitted q with the weights that make them draws of the posterior: drawn, pooled, resampled.
 
 The weights are w = p / q. A fit keeps a pool of weighted draws for later calls; it grows where more corrected
-draws are asked for than it can give without giving the same one twice. How they are taken from it, and from
-which paper: `visbi.certificate.correction`.
+draws are asked for than it can give without giving the same one twice. The pool of an automatic fit that is
+not good does not: more draws would mend nothing, and a budget may have ended it. How draws are taken from a
+pool, and from which paper: `visbi.certificate.correction`.
 """
 
 from dataclasses import replace
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from visbi.certificate.correction import WeightedDraws
+from visbi.certificate.report import GOOD
 from visbi.certificate.weights import MIN_DRAWS
 from visbi.core.random import seeded
 from visbi.core.types import LogDensity
@@ -51,6 +53,8 @@ def pool_for(n: int, fit: SingleFit | AutoFit, log_p: LogDensity, seed: int) -> 
     A first one and what it grows by have a seed each, and so has `corrected`: equal seeds give equal draws,
     whether or not the pool grows.
     """
+    if isinstance(fit, AutoFit) and fit.report.status not in GOOD:
+        return fit.draws
     with seeded(seed):
         draws = pool(fit, log_p)
     with seeded(seed + 1):

@@ -10,6 +10,7 @@ References:
 
 import contextlib
 import copy
+import math
 import os
 import warnings
 from collections.abc import Iterable
@@ -645,7 +646,7 @@ class VIPosterior:
 
         Raises:
             ValueError: before training, for another x, for theta of another length, or numbers of rows that
-                do not fit.
+                do not fit; a fit that found no log-evidence to normalise by.
         """
         one_of("normalized", normalized, ("q", "potential"))
         fit, theta = self._fitted(x), self._theta(theta)
@@ -653,7 +654,10 @@ class VIPosterior:
             if normalized == "potential":
                 _of_one_observation("normalized", fit)
                 contained, safe = kept_inside(self._coords, theta)
-                values = self._log_p(fit.x)(safe).double() - self.report.log_evidence
+                evidence = self.report.log_evidence
+                if not math.isfinite(evidence):
+                    raise ValueError(violation("normalized", "a fit with a finite log-evidence", evidence))
+                values = self._log_p(fit.x)(safe).double() - evidence
                 return torch.where(contained, values, -torch.inf).to(theta.dtype)
             return fit.log_prob(theta).to(theta.dtype)
 

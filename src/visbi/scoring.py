@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch.distributions import Distribution
 
-from visbi.certificate.report import Report, certify, recertified
+from visbi.certificate.report import GOOD, Report, certify, recertified
 from visbi.certificate.scores import proportionality
 from visbi.core.types import LogDensity
 from visbi.correcting import in_pieces, weighted_draws
@@ -78,13 +78,14 @@ def scored(
         n: how many draws the last two are made from.
     """
     if metric == "psis":
-        poor = report.status in ("suspect", "failed")
+        poor = report.status not in GOOD
         line = f"k-hat {report.khat:.3f} ({report.status}): {report.sentence}"
         return Score(report, poor, f"k-hat {report.khat:.2f}", line, report.sentence)
     with torch.no_grad():
         theta = fit.family.sample((n,)) if metric == "prop" else prior.sample(torch.Size([n]))
         r2 = proportionality(in_pieces(log_p, theta), fit.family.log_prob(theta))
-    poor = r2 < _PROPORTIONAL
-    advice = _NOT_PROPORTIONAL if poor else report.sentence  # a good report would not reassure
+    bad = isinstance(fit, AutoFit) and report.status not in GOOD  # a q that nobody may take for a good one
+    poor = r2 < _PROPORTIONAL or bad
+    advice = _NOT_PROPORTIONAL if poor and not bad else report.sentence  # a good report would not reassure
     line = f"{metric} r^2 {r2:.3f} (1 is best): {advice}"
     return Score(replace(report, proportionality=r2), poor, f"{metric} r^2 {r2:.2f}", line, advice)

@@ -12,7 +12,7 @@ from torch.distributions import MultivariateNormal
 from mixture_cases import FOUR, known
 from visbi.certificate import WeightedDraws
 from visbi.families.gaussians import Mixture
-from visbi.fitting import climbing, ladder, looking, matching, mixing, witnesses
+from visbi.fitting import budget, climbing, ladder, looking, matching, mixing, witnesses
 from visbi.fitting.budget import Budget
 from visbi.fitting.climbing import ALONE, Answer, Group, Record
 from visbi.fitting.explore import explore
@@ -23,7 +23,7 @@ from visbi.fitting.refine import around, from_particles
 from visbi.fitting.target import Target
 from visbi.fitting.verdicts import certified
 from visbi.fitting.witnesses import missing
-from visbi.priors import coordinates
+from visbi.priors import BoxUniform, coordinates
 
 GOOD = ("ok", "corrected")
 
@@ -365,7 +365,7 @@ class TestMissing:
 
 
 class TestLimits:
-    @pytest.mark.parametrize("n", [1, 4095, 4096, 4500, 6000, 12_000, 20_000, 40_000, 70_000])
+    @pytest.mark.parametrize("n", [1, 30, 4095, 4096, 4500, 6000, 12_000, 20_000, 40_000, 70_000])
     def test_no_more_evaluations_than_allowed(self, n):
         rows = 0
 
@@ -380,9 +380,45 @@ class TestLimits:
         assert rows == target.budget.evals == target.n_values + target.n_gradients <= n
         assert report.stop_reason == f"reached max_potential_evals = {n}"
         assert report.status not in GOOD and report.rung
-        if n < 4096:
+        if n < 25:
             assert rows == 0 and report.rung == "the prior" and report.status == "failed"
+            assert report.n_nonfinite == 0  # it was not asked
+        elif n <= 4096:
+            assert rows == n == report.n_draws and report.rung == "the prior"
+            assert n == 30 or abs(report.log_evidence - 3) < 0.5
         assert len(str(report).splitlines()) <= 10
+
+    def test_the_draws_of_the_look_are_better_than_a_q_that_lacks_a_mode(self):
+        """A Gaussian fits one mode of four; the prior's draws have all, and more than twice the evidence."""
+        modes = known([0.25] * 4, [[2.0, 2.0], [-2.0, 2.0], [2.0, -2.0], [-2.0, -2.0]], 0.3)
+        box = BoxUniform(-5 * torch.ones(2).double(), 5 * torch.ones(2).double())
+        log_p = lambda theta: modes.log_prob(theta[None])[0]  # noqa: E731
+        target = Target(log_p, coordinates(box), Budget(max_evals=16_000))
+        answer = climb(target)
+        assert answer.report.rung == "the prior" and answer.report.status == "suspect"
+        assert answer.report.sentence.startswith("the fit ended early: reached max_potential_evals = 16000.")
+        assert answer.report.log_evidence == pytest.approx(0.0, abs=0.5)
+        theta = coordinates(box).to_theta(resampled(answer))[0]
+        near = torch.cdist(theta, modes.loc[0]).argmin(1)
+        assert float(torch.bincount(near, minlength=4).amin()) > 100
+
+    def test_slow_potentials_do_not_overrun_their_time(self):
+        """The clock is looked at after a tenth of the time, and what was evaluated until then is kept."""
+        now, rows = [0.0], []
+
+        def log_p(theta):
+            now[0] += 0.01 * len(theta)
+            rows.append(len(theta))
+            return four(theta)
+
+        target = target_of(log_p, max_seconds=20.0)
+        target.budget.started = 0.0
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(budget.time, "monotonic", lambda: now[0])
+            answer = climb(target)
+        assert now[0] < 24 and rows[0] == 64
+        assert answer.report.n_draws == sum(rows) and answer.report.stop_reason == "reached max_seconds = 20"
+        assert math.isfinite(answer.report.log_evidence)
 
     def test_seconds(self):
         answer = climb(target_of(banana, max_seconds=0.0))
@@ -402,6 +438,7 @@ class TestLimits:
         answer = climb(target_of(log_p))
         assert answer.report.stop_reason == "interrupted" and answer.report.status not in GOOD
         assert answer.z.shape[1] == 2 and bool(answer.log_q.isfinite().all())
+        assert math.isfinite(answer.report.log_evidence) == (calls > 0)  # what was drawn is kept
 
     def test_what_was_there_before_the_end_is_kept_with_a_doubt(self):
         target = target_of(banana, max_evals=90_000)

@@ -122,6 +122,19 @@ def test_regions_that_are_not_finite():
     assert judged(log_p) is True
 
 
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("edge", [0.5, 1.0, 1.6])
+def test_an_edge_among_the_points_says_nothing_of_slopes(edge, seed):
+    """Where a pair straddles it the likelihood changes by infinity, which no slope foresees."""
+    torch.manual_seed(seed)
+
+    def log_p(theta):
+        inside = -2 * (theta - 0.3).square().sum(-1)
+        return torch.where(theta[:, 0] > edge, -math.inf, inside)
+
+    assert judged(log_p) is True
+
+
 def test_points_where_the_likelihood_sinks_out_of_sight():
     """Most points lie where it is hopeless; those that do not decide nothing by themselves."""
     assert judged(lambda theta: -1e8 * (theta.norm(dim=-1) - 1).square(), spread=2.0) is True

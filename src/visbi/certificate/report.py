@@ -18,6 +18,7 @@ What no such certificate can see is a mode that no draw came near, and an edge b
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from textwrap import shorten
 
 import torch
 from torch import Tensor
@@ -35,8 +36,19 @@ from visbi.certificate.rows import (
 )
 from visbi.core.checks import violation
 
-__all__ = ["BROKEN", "FitError", "Report", "broken_sentence", "certify", "certify_many", "recertified"]
+__all__ = [
+    "BROKEN",
+    "GOOD",
+    "FitError",
+    "Report",
+    "broken_sentence",
+    "certify",
+    "certify_many",
+    "recertified",
+]
 
+GOOD = ("ok", "corrected")
+"""Statuses of fits whose draws, corrected ones of the second, may be used."""
 _KHAT_MAX = 0.7
 _KHAT_HOPELESS = 1.0  # the weights have no mean
 _MIN_ESS = 1000.0
@@ -51,6 +63,11 @@ BROKEN = 0.01
 _AT_ONCE = 2**16  # weights: what stays in a processor's cache
 _ROUNDING = 1.0  # nats
 _WEIGHED = ("khat", "ess", "stability", "distance", "at_most", "beyond")  # by the verdict
+_TRY = {  # what may mend q: one that was trained, and one whose draws are corrected
+    False: "Train longer, or use a richer family.",
+    True: "Run MCMC from its draws to be sure.",
+}
+_STORY = 160  # characters of it in a printed report; all of it is in `Report.story`
 _IMPOSSIBLE = -1e29  # and lower stands for minus infinity: no log-density is there by itself
 
 
@@ -135,8 +152,8 @@ class Report:
             unseen = f"; one that reaches less than {self.least_share:.0e} of the prior may be missed"
             lines.append(_modes_line(self.modes) + (unseen if self.n_searched else ""))
         if self.rung:
-            tried = f"; before: {'; '.join(self.story)}" if self.story else ""
-            lines.append(f"answered by {self.rung}{tried}")
+            story = shorten("; ".join(self.story), _STORY, placeholder=" ...")
+            lines.append(f"answered by {self.rung}" + (f"; before: {story}" if story else ""))
             seed = "" if self.seed is None else f", seed {self.seed}"
             lines.append(
                 f"{self.n_values} evaluations of the potential, {self.n_gradients} more with gradient, "
@@ -247,7 +264,7 @@ def _certified(
         status, sentence = complaints[i] or _verdict(
             **{name: found[name] for name in _WEIGHED}, n=n, resampled=resampled
         )
-        if doubts[i] and status in ("ok", "corrected"):
+        if doubts[i] and status in GOOD:
             status, sentence = "suspect", doubts[i][0]
         reports.append(
             Report(
@@ -303,7 +320,7 @@ def recertified(report: Report, log_p: Tensor, log_q: Tensor) -> Report:
     >>> recertified(before, torch.zeros(99), torch.zeros(99)).sentence
     'a mode may be missing.'
     """
-    doubts = [] if report.status in ("ok", "corrected") else [report.sentence]
+    doubts = [] if report.status in GOOD else [report.sentence]
     fresh = certify(log_p, log_q, stop_reason=report.stop_reason, resampled=True, doubts=doubts)
     kept = ("modes", "n_searched", "rung", "story", "n_values", "n_gradients", "seconds", "seed")
     return replace(fresh, **{name: getattr(report, name) for name in kept})
@@ -369,14 +386,15 @@ def _verdict(
     n: int,
     resampled: bool,
 ) -> tuple[str, str]:
+    advice = _TRY[resampled]
     if ess <= 1.0 + 1e-9 or (khat >= _KHAT_HOPELESS and distance > _CLOSE):
         return "failed", (
-            "q misses essential parts of the posterior. Try another family, more particles, or MCMC."
+            "q misses essential parts of the posterior. "
+            + ("Run MCMC." if resampled else "Try another family, more particles, or MCMC.")
         )
     if ess < min(_MIN_ESS, n / 2) or stability <= _STABLE:
         return "suspect", (
-            "q covers the posterior poorly; importance weights cannot be trusted to mend it. "
-            "Train longer, or use a richer family."
+            f"q covers the posterior poorly; importance weights cannot be trusted to mend it. {advice}"
         )
     if at_most <= _CLOSE:
         return "ok", "draws of q can be used as draws of the posterior."
@@ -386,12 +404,12 @@ def _verdict(
     if distance <= _CLOSE:
         return "suspect", (
             "q agrees with the posterior where its draws fall, but the weights' tail is so heavy that mass "
-            "beyond them cannot be excluded. Train longer, or use a richer family."
+            f"beyond them cannot be excluded. {advice}"
         )
     if not sound:
         return "suspect", (
             "raw draws of q differ visibly from the posterior, and the importance weights are too uneven to "
-            "mend it. Train longer, or use a richer family."
+            f"mend it. {advice}"
         )
     return "suspect", (
         "q is near the posterior but raw draws of it differ visibly; "

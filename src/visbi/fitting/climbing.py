@@ -122,10 +122,13 @@ class Record:
         story: why the rungs so far did not answer.
         count_modes: says how many there seem to be, if that is asked for.
         flown: whether a flow was tried.
+        looked: draws of the prior (N, d) with ell there (N,), -inf where it is not finite: all that is known
+            where the climb ends before a q was tried.
         best: the best q so far (F = 1) with its rung and trial.
         answer: the best that has a certificate, with its rung, and
         rank: how good that is; what leaves out mass that was seen elsewhere is worse than what may do so.
         carried: particles that came from the best q.
+        lacking: whether a q that fitted where it was lacked mass that was seen elsewhere.
         doubted: whether something beside its weights spoke against the q that was certified last.
         broken: share of the answer's draws at which the potential is NaN or +inf.
     """
@@ -133,10 +136,12 @@ class Record:
     story: list[str] = field(default_factory=list)
     count_modes: Callable[[], int] = lambda: 1
     flown: bool = False
+    looked: tuple[Tensor, Tensor] | None = None
     best: tuple[str, Proposal, Trial] | None = None
     answer: tuple[str, Answer] | None = None
     rank: tuple[int, bool, float] = (-1, False, 0.0)
     carried: Exploration | None = None
+    lacking: bool = False
     doubted: bool = False
     broken: float = 0.0
 

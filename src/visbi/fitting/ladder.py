@@ -15,12 +15,13 @@ Every way works in coordinates z in which the prior is N(0, I), or near it. F po
 observations, climb side by side: a rung takes a group of fits and gives back groups that need the next one.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 
-from visbi.certificate.report import BROKEN, broken_sentence, certify
+from visbi.certificate.report import BROKEN, GOOD, broken_sentence, certify
 from visbi.families.gaussians import Mixture
 from visbi.fitting.bridge import bridge
 from visbi.fitting.budget import BudgetReached
@@ -31,7 +32,7 @@ from visbi.fitting.matching import gaussian
 from visbi.fitting.mixing import mixture, prior_draws
 from visbi.fitting.mixture import defended
 from visbi.fitting.particles import settle
-from visbi.fitting.pool import Pool
+from visbi.fitting.pool import Pool, Trial
 from visbi.fitting.target import Target
 from visbi.fitting.verdicts import SPARE
 
@@ -128,6 +129,8 @@ _QUICK_RUNGS: tuple[Rung, ...] = (look, gaussian, prior_draws, mixture)
 
 # -- the end ----------------------------------------------------------------------------------------------
 
+_FEW, _ENOUGH = 2.0, 50.0  # draws of the prior in effect: better than none, than a q that lacks mass
+_MUCH = math.log(2.0)  # nats of evidence that it lacks
 _NOWHERE = "nowhere"  # the rung of a fit whose potential is finite at no draw of the prior
 
 
@@ -137,10 +140,10 @@ def _conclude(target: Target, record: Record, reason: str) -> Answer:
     report = answer.report
     doubts = [broken_sentence(record.broken)] if record.broken > BROKEN else []
     doubts += [f"the fit ended early: {reason}. Give it more."] if reason else []
-    if doubts and report.status in ("ok", "corrected"):
-        report = certify(answer.ell, answer.log_q, resampled=True, doubts=doubts)
-    elif doubts and record.best is None:
-        report = replace(report, sentence=doubts[0])
+    if doubts and report.status in GOOD:
+        report = certify(answer.ell, answer.log_q, resampled=True, doubts=[" ".join(doubts)])
+    elif doubts:
+        report = replace(report, sentence=" ".join([*doubts, report.sentence]))
     return replace(
         answer,
         report=replace(report, rung=rung, story=tuple(record.story), stop_reason=reason),
@@ -148,14 +151,34 @@ def _conclude(target: Target, record: Record, reason: str) -> Answer:
 
 
 def _unfinished(target: Target, record: Record, reason: str) -> tuple[str, Answer]:
-    """From the trials alone: no rung came as far as a certificate."""
-    if record.best is None:
+    """From what was drawn so far alone: no rung came as far as a certificate."""
+    found, doubt = record.best, "no rung passed."
+    looked = _of_the_look(target, record)
+    if found is None:
+        found = looked
+    elif looked is not None and looked[2].n_effective >= _ENOUGH:
+        found = looked if record.lacking or looked[2].log_z > found[2].log_z + _MUCH else found
+    if found is None:
         q = prior_like(target).of_fits(torch.arange(target.fits) == 0)
         z = q.sample(256)
         unknown = torch.full((256,), -torch.inf, dtype=torch.float64, device=z.device)
         answer = Answer(q, z[0], unknown, q.log_prob(z)[0], certify(unknown, q.log_prob(z)[0]))
-        return PRIOR if reason else _NOWHERE, answer
-    rung, q, trial = record.best
-    q = defended(q) if isinstance(q, Mixture) else q
-    report = certify(trial.ell[0], trial.log_q[0], resampled=True, doubts=["no rung passed."])
+        if not reason:
+            return _NOWHERE, answer
+        return PRIOR, replace(answer, report=replace(answer.report, n_nonfinite=0))  # it was not asked
+    rung, q, trial = found
+    if record.lacking and rung != PRIOR:
+        doubt = "mass was seen where q has next to none."
+    q = defended(q) if isinstance(q, Mixture) and rung != PRIOR else q
+    report = certify(trial.ell[0], trial.log_q[0], resampled=True, doubts=[doubt])
     return rung, Answer(q, trial.z[0], trial.ell[0], trial.log_q[0], report)
+
+
+def _of_the_look(target: Target, record: Record) -> tuple[str, Mixture, Trial] | None:
+    """The prior with the draws of the first look, if some of them are in effect."""
+    if record.looked is None:
+        return None
+    q = prior_like(target).of_fits(torch.arange(target.fits) == 0)
+    z, ell = (part[None] for part in record.looked)
+    trial = Trial.of(z, ell, q.log_prob(z))
+    return (PRIOR, q, trial) if trial.n_effective >= _FEW else None

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.quasirandom import SobolEngine
 
+from visbi.certificate.weights import MIN_DRAWS
 from visbi.core.rows import picked, trues_first
 from visbi.families.gaussians import Mixture
 from visbi.fitting.climbing import SEARCHED, Group
@@ -36,8 +37,13 @@ def look(now: Group) -> Sequence[Group]:
         z = _evenly_drawn(now.target, n + more)
         if d > SEARCHED:
             z[:, n:] *= _INMOST ** torch.rand_like(z[:, n:, :1])
-        ell = now.target.value(z)
+        ell, end = now.target.value_as_far(z, MIN_DRAWS)
         usable = is_usable(ell)
+        for record, each, values, good in zip(now.records, z, ell, usable, strict=True):
+            of_prior = slice(min(len(values), n + more if d <= SEARCHED else n))
+            record.looked = each[of_prior], torch.where(good, values, -torch.inf)[of_prior]
+        if end is not None:
+            raise end
         if more:
             now.searched, now.found = z, torch.where(usable, ell, -torch.inf)
             now.n_prior = n + more if d <= SEARCHED else n

@@ -80,6 +80,8 @@ def _unless_more(now: Group, rung: str, q: Mixture, *, spare: float) -> list[Gro
     if not bool(missed.all()):
         missed = missed | (missing_at(now, wide, defended(_other_gaussians(now)), log_z) > FEW)
     now.tell(missed, f"{rung} missed other modes")
+    for record, lacking in zip(now.records, missed.tolist(), strict=True):
+        record.lacking |= lacking
     rest, alone = now.parts(missed)
     found = [] if rest is None else [rest]
     if alone is not None:

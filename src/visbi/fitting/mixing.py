@@ -20,7 +20,7 @@ from visbi.fitting.explore import Exploration
 from visbi.fitting.flying import fly
 from visbi.fitting.mixture import defended, local_covariances, spread_out
 from visbi.fitting.pool import UNSOUND, Trial
-from visbi.fitting.refine import COMPONENTS, ENOUGH, from_particles, matched, refined
+from visbi.fitting.refine import COMPONENTS, ENOUGH, from_particles, matched, refined, weighed
 from visbi.fitting.verdicts import EVEN, SPARE, certified
 from visbi.fitting.witnesses import hides
 
@@ -73,6 +73,8 @@ def mixture(now: Group) -> Sequence[Group]:
         higher = fresh.merit > _CLEARLY * trial.merit
         best, trial = best.better(other, higher), trial.better(fresh, higher)
     now.consider("a mixture", best, trial)
+    # what is not refitted has the masses of its modes from here
+    best = best.better(weighed(best, trial), trial.merit > ENOUGH)
     if not now.alone:
         return _refits(now, best, trial)
     for i, record in enumerate(now.records):

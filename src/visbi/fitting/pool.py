@@ -67,6 +67,13 @@ class Trial:
     share: Tensor
     khat: Tensor
 
+    @staticmethod
+    def of(z: Tensor, ell: Tensor, log_q: Tensor) -> "Trial":
+        """What draws z (F, n, d) with ell and log q (F, n) say."""
+        log_w = cleaned(ell - log_q)
+        share = effective_sample_size(log_w) / log_w.shape[1]
+        return Trial(z, ell, log_q, share, pareto_smooth(log_w)[1])
+
     def numbers(self, i: int) -> str:
         """Those of one, in words."""
         return f"k-hat {float(self.khat[i]):.2f} and an effective share of {float(self.share[i]):.2f}"
@@ -75,6 +82,11 @@ class Trial:
     def log_w(self) -> Tensor:
         """(F, n)."""
         return self.ell - self.log_q
+
+    @property
+    def n_effective(self) -> float:
+        """Draws of a single proposal (F = 1) in effect."""
+        return float(self.share) * self.ell.shape[1]
 
     @property
     def log_z(self) -> Tensor:
@@ -96,7 +108,7 @@ class Trial:
 
     def with_(self, other: "Trial") -> "Trial":
         """This one with more draws of the same proposals."""
-        return _weighed(
+        return Trial.of(
             torch.cat([self.z, other.z], 1),
             torch.cat([self.ell, other.ell], 1),
             torch.cat([self.log_q, other.log_q], 1),
@@ -156,7 +168,7 @@ class Pool:
         """
         z = q.sample(n)
         first = self._evaluated(q, z[:, : n // _FIRST])
-        if bool((_weighed(*first).share < _NO_GOOD).all()):
+        if bool((Trial.of(*first).share < _NO_GOOD).all()):
             return self._kept(q, *first)
         others = self._evaluated(q, z[:, n // _FIRST :])
         return self._kept(q, *(torch.cat(parts, 1) for parts in zip(first, others, strict=True)))
@@ -167,7 +179,7 @@ class Pool:
         return z, torch.where(is_usable(ell), ell, -torch.inf), log_q
 
     def _kept(self, q: Proposal, z: Tensor, ell: Tensor, log_q: Tensor) -> Trial:
-        trial = _weighed(z, ell, log_q)
+        trial = Trial.of(z, ell, log_q)
         number = len(self.proposals)
         self.proposals.append((q, trial))
         self._known[number, number] = log_q
@@ -226,12 +238,6 @@ class Pool:
             least: points in effect that there must be: where there are fewer, the weights are tempered.
         """
         return thinned(self.z, _tempered(self.log_w(), least), most)
-
-
-def _weighed(z: Tensor, ell: Tensor, log_q: Tensor) -> Trial:
-    """What draws z (F, n, d) with ell and log q (F, n) say."""
-    log_w = cleaned(ell - log_q)
-    return Trial(z, ell, log_q, effective_sample_size(log_w) / log_w.shape[1], pareto_smooth(log_w)[1])
 
 
 def _tempered(log_w: Tensor, least: float) -> Tensor:

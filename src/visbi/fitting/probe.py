@@ -4,7 +4,7 @@ Three things go wrong: there is none (a potential that leaves autograd); it is w
 it is right and useless (a likelihood that is flat in steps: zero gradient, and yet it changes). Only the
 likelihood matters, L = ell - log N(z; 0, I); the prior's part would hide all three. At pairs of points z -+
 delta / 2, for |delta| from 1e-3 to .1, the change of L is compared with the mean of the slopes at both
-ends. A gradient is taken
+ends; a pair that straddles an edge of where ell is finite says nothing of slopes. A gradient is taken
 
     if at one of those lengths half of the pairs agree to a fifth of the change, and
     if at the longest one it foresees more than a hundredth of how L changes.
@@ -13,7 +13,7 @@ ends. A gradient is taken
 import torch
 from torch import Tensor
 
-from visbi.fitting.target import Target, log_standard_normal
+from visbi.fitting.target import Target, is_usable, log_standard_normal
 
 __all__ = ["useful_gradient"]
 
@@ -57,11 +57,12 @@ def useful_gradient(target: Target, z: Tensor, resolution: float = 1e-6) -> bool
         if "grad" in str(error):
             return False
         raise
+    inside = is_usable(ell).movedim(0, 2).flatten(2, 3).all(0)  # (lengths, all fits' pairs)
     ends, gradient = (each.movedim(0, 2).flatten(2, 3) for each in (ends, gradient))  # all fits' points
     ell, direction = ell.movedim(0, 2).flatten(2, 3), direction.flatten(0, 2)
     value = ell - log_standard_normal(ends)
-    change = value[1] - value[0]
-    foreseen = ((gradient + ends).mean(0) * lengths * direction).sum(-1)
+    change = torch.where(inside, value[1] - value[0], 0.0)
+    foreseen = torch.where(inside, ((gradient + ends).mean(0) * lengths * direction).sum(-1), 0.0)
     rounding = resolution * (1 + ell.abs().amax(0))
     told = (change.abs() > 10 * rounding) | (foreseen.abs() > 10 * rounding)
     agree = (change - foreseen).abs() <= _AGREE * torch.maximum(change.abs(), foreseen.abs()) + 10 * rounding

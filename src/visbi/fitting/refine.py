@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from visbi.certificate.rows import cleaned, pareto_smooth
 from visbi.core.logs import exp_, log_sum_exp
 from visbi.core.rows import leading, picked
 from visbi.families.gaussians import Mixture
@@ -27,7 +28,17 @@ from visbi.fitting.mixture import defended, local_covariances, merged, spread_ou
 from visbi.fitting.pool import Pool, Proposal, Trial, thinned
 from visbi.fitting.target import Target
 
-__all__ = ["COMPONENTS", "ENOUGH", "Blend", "around", "from_particles", "matched", "patch", "refined"]
+__all__ = [
+    "COMPONENTS",
+    "ENOUGH",
+    "Blend",
+    "around",
+    "from_particles",
+    "matched",
+    "patch",
+    "refined",
+    "weighed",
+]
 
 TRIAL = 4096
 """Draws that say how good a proposal is, where nothing else is asked for."""
@@ -45,6 +56,7 @@ _LEAST_PATCH = 0.02
 ENOUGH = 0.8
 """Effective share that no refit need improve."""
 _EVENLY = 0.2  # of the mass of matched Gaussians
+_LEAST_WEIGHT = 1e-3  # of the mass, shared evenly by components that were weighed
 _HOPELESS = 14.0  # nats of local evidence below the best beyond which a matched Gaussian is dropped
 
 
@@ -92,6 +104,27 @@ def matched(
     even = torch.where(there, -there.sum(1, keepdim=True).double().log(), -torch.inf)
     log_weights = torch.logaddexp(unlike.log_weights + math.log(1 - _EVENLY), even + math.log(_EVENLY))
     return replace(unlike, log_weights=log_weights)
+
+
+def weighed(q: Mixture, trial: Trial) -> Mixture:
+    """Each q with the weights that draws of it, or of it spread wider, say that its components have.
+
+    One step of EM for the weights alone: each component's share of the weighted draws. A component of which
+    there were none keeps what `_LEAST_WEIGHT` of the mass, shared evenly, gives it.
+
+    >>> from visbi.fitting.mixture import defended
+    >>> loc, one = torch.tensor([[[-9.0], [9.0]]]).double(), torch.ones(1, 2, 1, 1).double()
+    >>> p, q = (Mixture.of(torch.tensor([w]).double().log(), loc, one) for w in ([0.3, 0.7], [0.5, 0.5]))
+    >>> z = defended(q).sample(20_000)
+    >>> weighed(q, Trial.of(z, p.log_prob(z), defended(q).log_prob(z))).log_weights.exp()
+    tensor([[0.30, 0.70]], dtype=torch.float64)
+    """
+    weights = torch.softmax(pareto_smooth(cleaned(trial.log_w))[0], 1)
+    part = q.by_component(trial.z)
+    share = (exp_(part - log_sum_exp(part, 1)[:, None]) @ weights[..., None])[..., 0]
+    there = torch.isfinite(q.log_weights).to(share)
+    even = there / there.sum(1, keepdim=True)
+    return replace(q, log_weights=((1 - _LEAST_WEIGHT) * share + _LEAST_WEIGHT * even).log())
 
 
 def around(z: Tensor, weights: Tensor | None = None) -> Mixture:

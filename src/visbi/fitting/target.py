@@ -7,7 +7,7 @@ A potential that is not finite becomes a large negative number with no gradient,
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from visbi.core.types import LogDensity
 from visbi.families.base import log_standard_normal
-from visbi.fitting.budget import Budget
+from visbi.fitting.budget import Budget, BudgetReached
 from visbi.priors.transforms import Coordinates
 
 __all__ = ["ManyTargets", "Target", "is_usable", "log_standard_normal"]
@@ -116,27 +116,41 @@ class Target:
 
     def value(self, z: Tensor) -> Tensor:
         """ell(z), shape of z without its last axis."""
-        rows = self._rows(z)
-        self.budget.spend(rows.shape[:-1].numel() // self.fits)
         with torch.no_grad():
-            parts = [self._evaluate(piece) for piece in self._pieces(rows)]
-        self._count(self.tally.values, rows.shape[1])
+            parts = [self._evaluate(piece) for piece in self._paid(self._rows(z), self.tally.values)]
         value = torch.cat(parts, 1)
         return self._clean(value, whole=_all_finite(value)).reshape(z.shape[:-1])
 
+    def value_as_far(self, z: Tensor, least: int) -> tuple[Tensor, BudgetReached | KeyboardInterrupt | None]:
+        """ell at as many of the first points of z (F, M, d) as the budget allows, (F, m), and what ended it.
+
+        Raises:
+            BudgetReached: it is not enough for `least` points.
+        """
+        self.budget.ask(least)
+        parts, end = [], None
+        try:
+            with torch.no_grad():
+                for piece in self._paid(z[:, : int(min(z.shape[1], self.budget.left))], self.tally.values):
+                    parts.append(self._evaluate(piece))
+            self.budget.ask(z.shape[1] - sum(part.shape[1] for part in parts))
+        except (BudgetReached, KeyboardInterrupt) as reached:
+            end = reached
+        value = torch.cat(parts, 1) if parts else z[:, :0, 0]
+        if end is not None and value.shape[1] < least:
+            raise end
+        return self._clean(value, whole=_all_finite(value)), end
+
     def value_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """ell(z) and its gradient, of z's shape."""
-        rows = self._rows(z)
-        self.budget.spend(rows.shape[:-1].numel() // self.fits)
         values, gradients = [], []
-        for piece in self._pieces(rows):
+        for piece in self._paid(self._rows(z), self.tally.gradients):
             with torch.enable_grad():
                 leaf = piece.detach().requires_grad_()
                 ell = self._evaluate(leaf)
                 (gradient,) = torch.autograd.grad(ell.sum(), leaf)
             values.append(ell.detach())
             gradients.append(gradient)
-        self._count(self.tally.gradients, rows.shape[1])
         value, gradient = torch.cat(values, 1), torch.cat(gradients, 1)
         whole = _all_finite(value)
         if not (whole and _all_finite(gradient)):
@@ -148,16 +162,21 @@ class Target:
         """z as (F, M, d): whatever stands first in z, the potentials are outermost."""
         return z.reshape(self.fits, -1, self.dim)
 
-    def _pieces(self, rows: Tensor) -> tuple[Tensor, ...]:
-        return rows.split(max(1, _BATCH // self.fits), 1)
+    def _paid(self, rows: Tensor, counts: Tensor) -> Iterator[Tensor]:
+        """Pieces of rows (F, M, d), as many at once as memory and the clock allow, taken from the budget."""
+        self.budget.ask(rows.shape[1])
+        done = 0
+        while done < rows.shape[1] or not done:
+            piece = rows[:, done : done + min(max(1, _BATCH // self.fits), self.budget.at_once)]
+            done += max(piece.shape[1], 1)
+            self.budget.spend(piece.shape[1])
+            yield piece
+            counts.index_add_(0, self._which, torch.full_like(self._which, piece.shape[1]))
 
     def _evaluate(self, z: Tensor) -> Tensor:
         """ell (F, M) at z (F, M, d)."""
         theta, ladj = self._coords.to_theta(z[0])
         return (self._log_p(theta).double() + ladj)[None]
-
-    def _count(self, which: Tensor, n: int) -> None:
-        which.index_add_(0, self._which, torch.full_like(self._which, n))
 
     def _clean(self, value: Tensor, *, whole: bool) -> Tensor:
         """`value` (F, M) above the floor, and a count of what is not finite; `whole` says that all is."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
+from visbi.certificate.report import GOOD
 from visbi.families.gaussians import Mixture
 from visbi.fitting.auto import fit_of, starting
 from visbi.fitting.budget import Budget
@@ -71,7 +72,7 @@ def fit_auto_together(
 
 def _good(answer: Answer) -> bool:
     report = answer.report
-    return report.status in ("ok", "corrected") and report.ess_fraction >= _FEW
+    return report.status in GOOD and report.ess_fraction >= _FEW
 
 
 def _repeated(q: Mixture, fits: int) -> Mixture:

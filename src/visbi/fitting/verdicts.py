@@ -5,14 +5,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from visbi.certificate.report import Report, certify_many
+from visbi.certificate.report import GOOD, Report, certify_many
 from visbi.fitting.climbing import Answer, Group
 from visbi.fitting.pool import BELIEVED, DISCOUNT, Proposal, Trial
 from visbi.fitting.witnesses import doubts
 
 __all__ = ["EVEN", "SPARE", "certified"]
 
-_GOOD = ("ok", "corrected")
 SPARE = 0.2
 """Effective share of draws with which a rung's answer is final."""
 _MANY = 2000.0  # draws in effect that a user may ask for
@@ -36,7 +35,7 @@ def certified(now: Group, rung: str, q: Proposal, *, spare: float) -> Tensor:
         replace(report, n_searched=now.n_searched)
         for report in certify_many(trial.ell, trial.log_q, resampled=True)
     ]
-    passed = torch.tensor([report.status in _GOOD for report in reports], device=now.target.device)
+    passed = torch.tensor([report.status in GOOD for report in reports], device=now.target.device)
     doubted = [False] * len(reports)
     if bool(passed.any()):  # what the weights say is final where they are bad
         found = iter(doubts(now.only(passed), q.of_fits(passed), trial.of_fits(passed)))
@@ -50,7 +49,7 @@ def certified(now: Group, rung: str, q: Proposal, *, spare: float) -> Tensor:
         if rank > record.rank:
             record.answer, record.rank, record.broken = (rung, answer), rank, float(broken[i])
         many = report.khat < EVEN and report.ess >= _MANY
-        passed[i] = report.status in _GOOD and (report.ess_fraction >= spare or many)
+        passed[i] = report.status in GOOD and (report.ess_fraction >= spare or many)
         if not passed[i]:
             record.story.append(f"{rung} {_why(report)}")
     return passed
