@@ -58,7 +58,7 @@ types: $(DEV) ## pyright
 docs: $(DOCS) ## the manual, into site/
 	$(BIN)/mkdocs build --strict
 
-bench: step-time lynx-hare contract-c2st auto-fit neural-potentials floors many amortized rounds sbibm ## every benchmark that ends in a table
+bench: step-time lynx-hare contract-c2st auto-fit auto-fit-peers neural-potentials floors many amortized rounds sbibm ## every benchmark that ends in a table
 
 step-time: $(CORE) .venvs/sbi/.installed ## milliseconds per gradient step beside sbi
 	$(BENCH) benchmarks/step_time.py --visbi-python $(BIN)/python --sbi-python .venvs/sbi/bin/python
@@ -69,11 +69,11 @@ lynx-hare: $(CORE) ## the lynx-hare posterior by visbi beside long NUTS
 contract-c2st: $(CORE) ## C2ST of the defaults on the linear Gaussian, every family and objective
 	$(BENCH) benchmarks/contract_c2st.py
 
-auto-fit: $(CORE) .venvs/sbi/.installed ## q="auto" and sbi on targets with exact draws; resumes
+auto-fit: $(CORE) .venvs/sbi/.installed ## q="auto" and sbi on targets with exact draws, ten seeds or three; resumes
 	$(BENCH) benchmarks/auto_fit.py --visbi-python $(BIN)/python --sbi-python .venvs/sbi/bin/python
 	$(BENCH) benchmarks/auto_fit.py --visbi-python $(BIN)/python --tools visbi --groups hard
 
-auto-fit-peers: $(CORE) .venvs/sbi/.installed .venvs/numpyro/.installed .venvs/blackjax/.installed ## every peer there too
+auto-fit-peers: $(CORE) .venvs/sbi/.installed .venvs/numpyro/.installed .venvs/blackjax/.installed ## every other peer there, three seeds; hours, resumes
 	$(BENCH) benchmarks/auto_fit.py --sbi-python .venvs/sbi/bin/python --numpyro-python .venvs/numpyro/bin/python \
 	  --blackjax-python .venvs/blackjax/bin/python --tools sbi-maf-fKL sbi-nsf-rKL numpyro-nuts blackjax-pathfinder blackjax-smc
 
