@@ -12,7 +12,7 @@ from visbi import VIPosterior, amortized
 from visbi.certificate.report import GOOD
 from visbi.core.random import seeded
 from visbi.fitting.state import AmortizedFit
-from visbi.potentials import BasePotential
+from visbi.potentials import BasePotential, pairs
 
 __all__ = ["alone_and_seeded"]
 
@@ -50,7 +50,7 @@ def test_x_in_parts(monkeypatch):
     with seeded(1):
         whole = posterior.certify(x, n_draws=4000)
     monkeypatch.setattr(amortized, "_AT_ONCE", 8000)
-    monkeypatch.setattr(amortized, "_PAIRS", 999)
+    monkeypatch.setattr(pairs, "_AT_ONCE", 999)
     with seeded(1):
         parts = posterior.certify(x, n_draws=4000)
     assert len(parts) == 7
@@ -215,7 +215,7 @@ class TestStacking:
     def test_in_parts(self, monkeypatch):
         posterior = like_the_prior(self.beside)
         monkeypatch.setattr(amortized, "_AT_ONCE", 5000)
-        monkeypatch.setattr(amortized, "_PAIRS", 999)
+        monkeypatch.setattr(pairs, "_AT_ONCE", 999)
         assert posterior.stack(self.BETWEEN, self.X) == pytest.approx(0.5, abs=0.06)
 
     def test_where_weights_are_unsound_a_q_of_the_pool_is_found(self):

@@ -36,11 +36,11 @@ from visbi.fitting.config import INIT_DRAWS, TrainOptions
 from visbi.fitting.single import Problem
 from visbi.fitting.state import AmortizedFit
 from visbi.potentials.base import BasePotential
+from visbi.potentials.pairs import evaluate_each
 
 __all__ = ["certificates", "corrected_at_each", "share_of_potential"]
 
 _AT_ONCE = 2**18  # draws that are held together
-_PAIRS = 16_384  # at which the potential is evaluated at once
 _SHARES = 20  # steps from q alone to the potential alone
 _SURE = 2.0  # standard errors of the mean gain from which the potential alone is left
 
@@ -75,10 +75,7 @@ def _weighed(fit: AmortizedFit, potential: BasePotential, n: int) -> Iterator[li
 
 def _of_pairs(potential: BasePotential, theta: Tensor, x: Tensor) -> Tensor:
     """The potential (n, M) of theta (n, M, D), each row of it beside x (M, ...)."""
-    repeated = x.expand(len(theta), *x.shape).flatten(0, 1)
-    pairs = zip(theta.flatten(0, 1).split(_PAIRS), repeated.split(_PAIRS), strict=True)
-    values = [potential.evaluate(some, beside, x_is_iid=False).double() for some, beside in pairs]
-    return torch.cat(values).view(theta.shape[:2])
+    return torch.stack(evaluate_each(potential, theta.unbind(1), x.split(1), in_rows=True), 1)
 
 
 def share_of_potential(

@@ -147,6 +147,22 @@ class TestClimb:
         z = WeightedDraws(two.z, two.ell, two.log_q).resampled(4000)
         assert float((z[:, 0] > 0).double().mean()) == pytest.approx(0.3, abs=0.03)
 
+    def test_funnels_fly_together(self):
+        """Mixtures of four such funnels lacked 5 to 23 % of the mass and were called good."""
+
+        def funnels(theta: Tensor, which: Tensor) -> Tensor:
+            shifted = 3 * theta - 0.2 * which[:, None, None]
+            neck, others = shifted[..., :1], shifted[..., 1:]
+            inside = (neck / 1.5).square().sum(-1) + (others * (-neck).exp()).square().sum(-1)
+            log_norm = 2.5 * math.log(2 * math.pi) + math.log(1.5) - 5 * math.log(3)
+            return -0.5 * inside - 4 * neck[..., 0] - log_norm
+
+        torch.manual_seed(1)
+        answers = climb_together(many(funnels, 5), effort=SIDE_BY_SIDE)
+        assert sum(answer.report.rung.endswith("flow") for answer in answers) >= 3
+        off = sorted(abs(answer.report.log_evidence) for answer in answers)
+        assert off[2] < 0.03  # of three in four
+
     def test_one_that_is_finite_nowhere_does_not_hold_up_the_others(self):
         def log_p(theta, which):
             return torch.where(which[:, None] == 2, -torch.inf, gaussians(theta, which))

@@ -7,9 +7,10 @@ from torch import Tensor, nn
 from many_cases import X, many
 from posterior_cases import alone_and_seeded, log_p, real
 from visbi.families import named_family
-from visbi.many.rows import Probe, evaluate_each, takes_rows
+from visbi.many.rows import Probe, takes_rows
 from visbi.many.size import draw_width, rows_per_chunk, width
-from visbi.potentials import as_potential
+from visbi.potentials import as_potential, pairs
+from visbi.potentials.pairs import evaluate_each
 from visbi.priors import BoxUniform, coordinates
 
 __all__ = ["alone_and_seeded"]
@@ -73,6 +74,21 @@ def test_values_at_each_are_the_same_in_rows_and_alone() -> None:
     for a, b, each, x_o in zip(together, alone, theta, x, strict=True):
         torch.testing.assert_close(a, log_p(each, x_o).double())
         torch.testing.assert_close(a, b)
+
+
+def test_large_x_is_repeated_for_a_few_theta_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def seen(theta: Tensor, x: Tensor) -> Tensor:
+        calls.append(x.nbytes)
+        return log_p(theta, x[:, :2])
+
+    monkeypatch.setattr(pairs, "_BYTES", 4096)
+    theta, x = [torch.randn(n, 2) for n in (30, 50)], list(torch.randn(2, 100).split(1))
+    values = evaluate_each(as_potential(seen), theta, x, in_rows=True)
+    assert len(calls) == 8 and max(calls) <= 4096
+    for each, theta_o, x_o in zip(values, theta, x, strict=True):
+        torch.testing.assert_close(each, log_p(theta_o, x_o[:, :2].expand(len(theta_o), -1)).double())
 
 
 def test_a_flow_counts_by_what_its_steps_keep() -> None:

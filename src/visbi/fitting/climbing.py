@@ -244,7 +244,7 @@ class Group:
 
     def for_a_flow(self) -> Tensor:
         """(F,) whether a flow is to come that may fit better than any mixture: one mode, not in few."""
-        none = not self.alone or self.target.dim < _FLOW_DIMENSIONS or not self.gradient
+        none = self.target.dim < _FLOW_DIMENSIONS or not self.gradient
         return self.where(lambda record: not none and record.modes == 1 and not record.flown)
 
     def log_z(self) -> Tensor:

@@ -85,7 +85,7 @@ def climb_together(
     Args:
         target: with its budget, of each fit; reaching it ends the climb with the best so far.
         start: F mixtures to begin with beside the usual starts.
-        effort: how much to spend; with less than `climbing.ALONE` the climb ends at mixtures, and answers
+        effort: how much to spend; with less than `climbing.ALONE` the climb ends at flows, and answers
             that are not good enough are to be sought alone.
         say: told what is being done.
     """
@@ -124,7 +124,7 @@ def _particles(now: Group) -> Sequence[Group]:
 
 
 _EVERY_RUNG: tuple[Rung, ...] = (look, gaussian, mixture, _flow, _bridge, _particles)
-_QUICK_RUNGS: tuple[Rung, ...] = (look, gaussian, prior_draws, mixture)
+_QUICK_RUNGS: tuple[Rung, ...] = (look, gaussian, prior_draws, mixture, _flow)
 
 
 # -- the end ----------------------------------------------------------------------------------------------

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from visbi.certificate.correction import WeightedDraws
-from visbi.many.rows import evaluate_each
 from visbi.posterior import VIPosterior
+from visbi.potentials.pairs import evaluate_each
 
 __all__ = ["corrected"]
 

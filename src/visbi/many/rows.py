@@ -5,8 +5,6 @@ the values of a few rows, evaluated together, are compared with those evaluated 
 differ, each observation is evaluated by itself, which is right and slower.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
@@ -15,10 +13,9 @@ from visbi.core.checks import violation
 from visbi.core.random import seeded
 from visbi.potentials.base import BasePotential
 
-__all__ = ["Probe", "evaluate_each", "probe", "takes_rows"]
+__all__ = ["Probe", "probe", "takes_rows"]
 
 _ROWS = 32
-_AT_ONCE = 16_384
 _SEED = 20_031  # of the thetas that are tried
 _TOLERANCE = 1e-3  # relative; float32 sums in another order
 
@@ -119,22 +116,3 @@ def takes_rows(found: Probe) -> bool:
         return False
     scale = 1.0 + alone[finite].abs()
     return bool(((values[finite] - alone[finite]).abs() <= _TOLERANCE * scale).all())
-
-
-def evaluate_each(
-    potential: BasePotential, theta: Sequence[Tensor], x: Sequence[Tensor], *, in_rows: bool
-) -> list[Tensor]:
-    """log p(theta | x) + const, (n_f,) for each of theta (n_f, D) and x, as `evaluate` takes it."""
-    with torch.no_grad():
-        if not in_rows:
-            pairs = [
-                (piece, x_o) for each, x_o in zip(theta, x, strict=True) for piece in each.split(_AT_ONCE)
-            ]
-            values = torch.cat([potential.evaluate(piece, x_o) for piece, x_o in pairs])
-        else:
-            repeated = torch.cat(
-                [x_o.expand(len(each), *x_o.shape[1:]) for each, x_o in zip(theta, x, strict=True)]
-            )
-            pieces = zip(torch.cat(list(theta)).split(_AT_ONCE), repeated.split(_AT_ONCE), strict=True)
-            values = torch.cat([potential.evaluate(*piece, x_is_iid=False) for piece in pieces])
-    return list(values.double().split([len(each) for each in theta]))
