@@ -124,6 +124,37 @@ def test_refitting(right: Cases) -> None:
     assert not torch.equal(found[None].sbc.ranks, found[True].sbc.ranks)
 
 
+def test_refitting_with_auto_is_fitted_side_by_side(right: Cases) -> None:
+    """The potential is called for many observations at once: 20 take fewer calls than 4 one by one."""
+    calls: list[int] = []
+
+    def counting(theta: Tensor, x: Tensor) -> Tensor:
+        calls.append(len(theta))
+        return potential(theta, x)
+
+    theta, x = right.theta[:20], right.x[:20]
+    posterior = VIPosterior(counting, TASK.prior, q="auto")
+    found = calibrate(RefittingPosterior(posterior, seed=1), theta, x, n_draws=50, seed=1)
+    together = len(calls)
+    alone = RefittingPosterior(posterior, seed=1)
+    for row in x[:4]:
+        alone.at(row)
+    assert found.verdict == "calibrated" and 0 < together < len(calls) - together
+
+
+def test_refitting_repeats_by_the_seed_of_calibrate(right: Cases) -> None:
+    """Fits without a seed of their own take theirs from it; fits that are kept change no draw."""
+    theta, x = right.theta[:20], right.x[:20]
+    posterior = VIPosterior(potential, TASK.prior, q="auto")
+    kept, state = RefittingPosterior(posterior), torch.random.get_rng_state()
+    first, again = (calibrate(kept, theta, x, n_draws=50, seed=1).sbc.ranks for _ in range(2))
+    anew, other = (
+        calibrate(RefittingPosterior(posterior), theta, x, n_draws=50, seed=seed).sbc.ranks for seed in (1, 2)
+    )
+    assert torch.equal(first, again) and torch.equal(first, anew) and not torch.equal(first, other)
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
 @pytest.fixture(scope="module")
 def wide(right: Cases) -> VIPosterior:
     """An amortised q after a few steps."""

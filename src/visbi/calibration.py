@@ -305,7 +305,10 @@ class _Refitting:
     correct: bool | None
 
     def draws(self, n: int, x: Tensor) -> Tensor:
-        return torch.stack([self.at(row, n) for row in x], 1)
+        seed = fresh_seed()  # the same draws, whether or not fits were there before
+        self.posterior.sample_batched((), x, show_progress_bars=False)  # fits them, side by side if it can
+        with seeded(seed):
+            return torch.stack([self.at(row, n) for row in x], 1)
 
     def log_q(self, theta: Tensor, x: Tensor) -> Tensor:
         return torch.stack([self.posterior.log_prob(theta[:, i], row) for i, row in enumerate(x)], 1)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import visbi
 from visbi.estimators import TrainingOptions
+from visbi.posterior import VIPosterior
 from visbi.rounds import (
     Inference,
     Round,
@@ -121,6 +122,66 @@ def test_the_networks_go_on_from_those_of_the_round_before() -> None:
             assert torch.allclose(old, new, atol=1e-6)
 
 
+def starts(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> tuple[Inference, list[Any]]:
+    """A run, and the pair of q and `init` that each round's q was made of."""
+    found: list[Any] = []
+
+    class Recorded(VIPosterior):
+        def __init__(self, potential: Any, prior: Any, *, q: Any) -> None:
+            super().__init__(potential, prior, q=q)
+            self.given = q
+
+        def train(self, x: Any = None, **keywords: Any) -> Any:  # type: ignore[override]
+            found.append((self.given, keywords.get("init")))
+            return super().train(x, **keywords)
+
+    monkeypatch.setattr(sequential, "VIPosterior", Recorded)
+    return tiny(seed=0, **changes), found
+
+
+def test_auto_starts_from_the_q_of_the_round_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside its own exploration, which it always does."""
+    result, found = starts(monkeypatch, q="auto", train={"quality_control": False})
+    assert [q for q, _ in found] == ["auto"] * 3 and found[0][1] is None
+    for (_, init), done in zip(found[1:], result.rounds[:-1], strict=True):
+        assert init.q is done.posterior.q
+
+
+def test_a_named_q_starts_from_the_weights_of_the_round_before() -> None:
+    """Steps too small to move q leave it where the first round's exploration of its likelihood had put it."""
+    still = {"max_num_iters": 1, "learning_rate": 1e-12, "quality_control": False}
+    warm, anew = (
+        tiny(seed=0, train={**still, **more}).rounds for more in ({}, {"retrain_from_scratch": True})
+    )
+    theta = warm[0].simulations.theta[:50]
+    densities = [[done.posterior.log_prob(theta) for done in rounds] for rounds in (warm, anew)]
+    assert all(done.errors.q_status != "failed" for done in (*warm, *anew))
+    assert all(torch.allclose(density, densities[0][0], atol=1e-5) for density in densities[0])
+    assert not torch.allclose(densities[1][1], densities[1][0], atol=0.01)  # asked to, it looks around anew
+
+
+def test_a_named_q_that_failed_is_no_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is explored anew, as in the first round."""
+    stuck = {"max_num_iters": 1, "init": "prior", "quality_control": False}
+    far = dict(x_o=torch.full((2,), 30.0), simulations=(99, 80))
+    result, found = starts(monkeypatch, train=stuck, **far)
+    assert result.rounds[0].errors.q_status == "failed" and [q for q, _ in found] == ["gaussian"] * 2
+    result, found = starts(monkeypatch, simulations=(100, 80))
+    assert result.rounds[0].errors.q_status != "failed"
+    assert found[1][0].q is result.rounds[0].posterior.q
+
+
+def test_a_flow_s_first_weights_belong_to_the_seed() -> None:
+    """Those of a Gaussian are zeros; a flow's are random, and torch's global generator is not theirs."""
+    before = torch.random.get_rng_state()
+    one = tiny(q="maf", simulations=(100, 80), seed=3)
+    assert torch.equal(before, torch.random.get_rng_state())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(99)
+        again = tiny(q="maf", simulations=(100, 80), seed=3)
+    assert torch.equal(_seeded_draws(one), _seeded_draws(again)) and one.errors == again.errors
+
+
 def test_seed_repeats_and_leaves_the_generator_alone() -> None:
     before = torch.random.get_rng_state()
     first, again, other = tiny(seed=3), tiny(seed=3), tiny(seed=4)
@@ -181,7 +242,9 @@ def test_stops_when_another_round_would_not_show() -> None:
 
 
 def test_stop_early_can_be_turned_off() -> None:
-    barely = dict(simulations=(300, 90, 90), options=TrainingOptions(max_epochs=1), seed=0)
+    """Networks that cannot learn move nothing, and 90 runs are too few to contradict them."""
+    still = TrainingOptions(max_epochs=1, learning_rate=1e-12, weight_decay=0.0)
+    barely = dict(simulations=(300, 90, 90), options=still, seed=0)
     told, spent = (tiny(**barely, stop_early=early) for early in (True, False))
     assert len(told.rounds) == 2 and "less than its own error" in told.stop_reason
     assert len(spent.rounds) == 3 and spent.stop_reason == "all simulations are spent"
@@ -303,7 +366,7 @@ def test_x_o_may_have_a_leading_one() -> None:
 
 
 def test_warns_of_a_doubtful_q() -> None:
-    far = dict(x_o=torch.full((2,), 30.0), simulations=(100,), seed=0)
+    far = dict(x_o=torch.full((2,), 30.0), simulations=(99,), seed=0)  # too few to call x_o foreign
     train = {"max_num_iters": 1, "init": "prior"}  # q stays at the prior, far from what x_o asks for
     with pytest.warns(UserWarning, match="Quality of q"):
         result = tiny(**far, train=train)

@@ -1,6 +1,7 @@
 """Where the next round simulates: shares, the region, and the prior's own density inside it."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -102,6 +103,61 @@ def test_shares_of_the_mixture(bimodal: VIPosterior, share: float) -> None:
     far = ((flat - torch.where(flat.sum(-1) > 0, 4.0, -4.0)[:, None]) / 0.5).norm(dim=-1) > 2
     expected = (1 - share) * math.exp(-2) + share * float(far.double().mean())
     assert float((distance > 2).double().mean()) == pytest.approx(expected, abs=0.03 + 0.1 * share)
+
+
+class Bent:
+    """N(0, 1) in two dimensions, but shifted and scaled while a named q is fitted, which is then wrong."""
+
+    def __init__(self, shift: float, scale: float) -> None:
+        self.shift, self.scale = shift, scale
+
+    def __call__(self, theta: Tensor, x_o: Tensor) -> Tensor:
+        return -0.5 * ((theta - self.shift) / self.scale).square().sum(-1)
+
+
+def named(shift: float = 0.0, scale: float = 1.0) -> VIPosterior:
+    bent = Bent(shift, scale)
+    posterior = VIPosterior(bent, BOX, q="gaussian")
+    options: dict[str, Any] = dict(learning_rate=0.02, max_num_iters=400, init="match", seed=0)
+    posterior.train(torch.zeros(1, 2), show_progress_bar=False, quality_control=False, **options)
+    bent.shift, bent.scale = 0.0, 1.0
+    return posterior
+
+
+def test_draws_of_a_named_q_are_corrected() -> None:
+    """Its own error does not reach the next round: draws are those of the posterior, not of q."""
+    posterior = named(shift=0.7, scale=1.4)
+    raw, theta = draws(posterior, 8000), draws(RoundProposal(posterior, prior_share=0.0), 8000)
+    assert float(raw.mean()) == pytest.approx(0.7, abs=0.1) and float(raw.std()) == pytest.approx(
+        1.4, abs=0.1
+    )
+    assert torch.allclose(theta.mean(0), torch.zeros(2), atol=0.05)
+    assert torch.allclose(theta.std(0), torch.ones(2), atol=0.05)
+
+
+def test_the_region_of_a_named_q_is_that_of_corrected_draws() -> None:
+    """A q that is too wide would else keep a region too wide: of N(0, 1) 1e-4 lies beyond 4.3, of q 6.4."""
+    posterior = named(scale=1.5)
+    with seeded(1):
+        truncated = TruncatedPrior(posterior)
+    assert 3.4 < float(draws(truncated, 4000).norm(dim=-1).max()) < 5.3
+
+
+def test_where_weights_are_too_poor_draws_of_a_named_q_stay_raw() -> None:
+    """q is ten times too narrow: resampled, many of a round's runs would be at a few thetas."""
+    posterior = named(scale=0.1)
+    theta = draws(RoundProposal(posterior, prior_share=0.0), 4000)
+    assert len(theta.unique(dim=0)) == 4000
+    assert torch.allclose(theta.std(0), torch.full((2,), 0.1), atol=0.02)
+
+
+@pytest.mark.parametrize("make", [named, lambda: fitted(two_modes, BOX)])
+def test_equal_seeds_draw_alike_after_any_other_draws(make: Any) -> None:
+    """Of a named q, too, whose pool of weighted draws is made when it is first needed."""
+    posterior = make()
+    first = draws(RoundProposal(posterior), 100)
+    draws(RoundProposal(posterior), 100, seed=2)
+    assert torch.equal(first, draws(RoundProposal(posterior), 100))
 
 
 def test_equal_seeds_draw_alike_whatever_was_drawn_before(bimodal: VIPosterior) -> None:

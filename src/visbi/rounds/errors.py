@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from visbi.certificate.ranks import ALPHA
+from visbi.certificate.report import GOOD
 from visbi.certificate.weights import total_variation, unseen_mass
 from visbi.estimators import LikelihoodEnsemble
 from visbi.posterior import VIPosterior
@@ -120,7 +121,7 @@ def error_of_q(posterior: VIPosterior) -> float:
     """
     report = posterior.report
     raw = report.total_variation
-    if not report.rung or report.status not in ("ok", "corrected"):  # draws as they are, or doubtful weights
+    if not report.rung or report.status not in GOOD:  # draws as they are, or doubtful weights
         return min(raw, 1.0) if math.isfinite(raw) else 1.0
     smooth = posterior.weighted_sample(report.n_draws)[1]
     return min(unseen_mass(smooth, report.khat), 1.0)

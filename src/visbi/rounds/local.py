@@ -84,16 +84,17 @@ def likelihood_test(
         ValueError: too few runs, or theta_o of another length.
 
     >>> import torch
+    >>> from visbi.core.random import seeded
     >>> from visbi.estimators import TrainingOptions, fit_likelihood
     >>> from visbi.simulators import simulate
     >>> def simulator(theta):
     ...     return theta + torch.randn_like(theta)
-    >>> theta = torch.randn(100, 1)
+    >>> with seeded(0):
+    ...     theta, fresh = torch.randn(100, 1), torch.randn(300, 1)
+    ...     x = 3 * simulator(theta)
     >>> hardly = TrainingOptions(max_epochs=1)
-    >>> learnt = fit_likelihood(
-    ...     theta, 3 * simulator(theta), options=hardly, seed=0, show_progress_bar=False
-    ... )
-    >>> runs = simulate(simulator, torch.randn(300, 1), 300, seed=0, show_progress_bar=False)
+    >>> learnt = fit_likelihood(theta, x, options=hardly, seed=0, show_progress_bar=False)
+    >>> runs = simulate(simulator, fresh, 300, seed=0, show_progress_bar=False)
     >>> likelihood_test(learnt.estimator, runs, torch.zeros(1), n_null=20).verdict
     'under-confident'
     """

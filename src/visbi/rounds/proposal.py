@@ -8,8 +8,8 @@ s = .2. The first part simulates where the posterior is. The second is the prior
 holds all but a share 1e-4 of the posterior's draws (Deistler, Goncalves, Macke: Truncated proposals for
 scalable and hassle-free simulation-based inference. NeurIPS 2022); it keeps on testing the learned
 likelihood between and beside the posterior's modes, where a wrong maximum would grow unseen. Corrected draws,
-because an error of q would otherwise be passed on from round to round (Glöckler, Deistler, Macke: Variational
-methods for simulation-based inference. ICLR 2022).
+of a named q too, because an error of q would otherwise be passed on from round to round (Glöckler, Deistler,
+Macke: Variational methods for simulation-based inference. ICLR 2022).
 
 The truncated prior may be a millionth of the prior, so rejection alone would take forever. It is drawn by
 importance resampling from half the prior and half a widened mixture around the posterior's draws, whose
@@ -23,9 +23,11 @@ import torch
 from scipy.special import gammaincinv
 from torch import Tensor
 
+from visbi.certificate.report import GOOD, certify
 from visbi.certificate.weights import effective_sample_size, resample
 from visbi.core.checks import in_interval, positive_int, violation
 from visbi.core.types import Shape
+from visbi.correcting import POOL
 from visbi.families.gaussians import Mixture
 from visbi.fitting.refine import around
 from visbi.posterior import VIPosterior
@@ -67,7 +69,7 @@ class TruncatedPrior:
     ) -> None:
         in_interval("outside", outside, 0.0, 1.0)
         self.posterior = copy.copy(posterior)  # its pool of draws grows for itself
-        draws = self.posterior.sample((_DRAWS,)) if seed_draws is None else seed_draws
+        draws = _near(self.posterior, _DRAWS) if seed_draws is None else seed_draws
         log_q = self.posterior.log_prob(draws).double()
         if log_q.ndim != 1:
             raise ValueError(violation("posterior", "one fitted to one observation", repr(posterior)))
@@ -116,6 +118,24 @@ def _reaching(mixture: Mixture, outside: float) -> Mixture:
     )  # chi2's quantile over its mean
 
 
+def _near(posterior: VIPosterior, n: int) -> Tensor:
+    """n draws of the posterior, (n, D), corrected where that can be done.
+
+    Raises:
+        ValueError: a posterior that is not fitted or amortised.
+    """
+    if posterior.automatic:  # it knows by itself whether its draws are to be corrected
+        return posterior.sample((n,))
+    posterior.weighted_sample(POOL)  # makes the pool, or says what cannot be weighted
+    pool = posterior.fit.draws  # type: ignore[union-attr]
+    assert pool is not None
+    sound = certify(pool.log_p, pool.log_q, resampled=True).status in GOOD
+    # Where k-hat is high, a few draws of q hold almost all of the weight: resampled, a round's runs would all
+    # be at these few thetas, out where q is most wrong. Raw draws spread at least over what q covers, the
+    # truncated prior looks around it, and `errors.q` asks for another q.
+    return posterior.sample((n,), correct=sound)
+
+
 class RoundProposal:
     """What a round's thetas are drawn from: corrected draws of the posterior, and its truncated prior.
 
@@ -148,7 +168,7 @@ class RoundProposal:
         n = positive_int("sample_shape", shape.numel())
         posterior = copy.copy(self.posterior)  # each call draws alike under the same seed
         n_prior = round(self.prior_share * n)
-        near = posterior.sample((max(n - n_prior, _DRAWS),))
+        near = _near(posterior, max(n - n_prior, _DRAWS))
         parts = [near[torch.randperm(len(near))[: n - n_prior]]]
         if n_prior:
             truncated = TruncatedPrior(posterior, outside=self.outside, seed_draws=near)

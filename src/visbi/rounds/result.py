@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from visbi.certificate.predictive import PredictiveCheck
 from visbi.certificate.report import Report
 from visbi.estimators import TrainedLikelihood
 from visbi.posterior import VIPosterior
@@ -44,12 +45,15 @@ class Inference:
         simulations: of every round; the first are at draws of the prior.
         rounds: those in which a likelihood was learnt.
         stop_reason: why it ended.
+        prior_check: whether x_o is foreign to the first round's runs; None with fewer than 100 of them, or
+            where x is very long.
     """
 
     posterior: VIPosterior
     simulations: tuple[Simulations, ...]
     rounds: tuple[Round, ...]
     stop_reason: str
+    prior_check: PredictiveCheck | None = None
 
     @property
     def errors(self) -> Errors:
@@ -63,6 +67,13 @@ class Inference:
 
     def __str__(self) -> str:
         head = f"{self.n_simulations} simulations in {len(self.simulations)} rounds: {self.stop_reason}"
-        return (
-            f"{head}\n{self.errors}\ncertificate of q against the learnt likelihood\n{self.posterior.report}"
-        )
+        unknown = "not compared (fewer than 100 runs, or a very long x)"
+        among = unknown if self.prior_check is None else self.prior_check
+        lines = [
+            head,
+            f"x_o among the prior's simulations: {among}",
+            self.errors,
+            "certificate of q against the learnt likelihood",
+            self.posterior.report,
+        ]
+        return "\n".join(map(str, lines))
