@@ -459,12 +459,12 @@ def test_ctrl_c_in_an_automatic_fit_keeps_the_best_so_far(calls: int, later: boo
 def test_allow_failed(later: bool) -> None:
     posterior = automatic_and(later)
     with pytest.raises(FitError, match="allow_failed=True") as caught:
-        automatic(posterior, max_potential_evals=100)
+        automatic(posterior, max_potential_evals=10)
     assert caught.value.posterior is posterior and caught.value.report is posterior.report
     assert posterior.report.status == "failed" and "failed: " in str(caught.value)
-    assert automatic(posterior, max_potential_evals=100, allow_failed=True) is posterior
+    assert automatic(posterior, max_potential_evals=10, allow_failed=True) is posterior
     with pytest.warns(UserWarning, match="^Quality of q"):
-        posterior.train(X, show_progress_bar=False, max_potential_evals=100, allow_failed=True)
+        posterior.train(X, show_progress_bar=False, max_potential_evals=10, allow_failed=True)
     named = made(lambda theta, x_o: log_p(theta, x_o) / 1e-6)
     assert fitted(named, allow_failed=False).report.status == "failed"  # which never raises
 
