@@ -1,5 +1,6 @@
 """The flow that the ladder trains."""
 
+import copy
 import math
 from unittest.mock import patch
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
+from mixture_cases import known
 from visbi.certificate import effective_sample_size
 from visbi.families.coupling_stack import CouplingStack
 from visbi.fitting.flow import (
@@ -19,6 +21,7 @@ from visbi.fitting.flow import (
     widened,
 )
 from visbi.fitting.mixture import defence
+from visbi.fitting.refine import Blend
 from visbi.fitting.target import Target
 from visbi.priors import coordinates
 
@@ -264,3 +267,24 @@ def test_many_proposals_are_each_of_them():
     torch.testing.assert_close(area, torch.full((3,), 9.0).double(), atol=0.5, rtol=0)
     flows.layers += 1.0  # not the proposal's
     torch.testing.assert_close(q.log_prob(z), log_q, rtol=1e-4, atol=1e-4)
+
+
+def test_draws_know_their_density_however_far_out_they_are():
+    """Layers that throw draws a million widths out: what leads back from there in float32 is off by far."""
+    torch.manual_seed(0)
+    body = flow_body(4)
+    for parameter in body.layers.parameters():
+        parameter.data.add_(0.15 * torch.randn_like(parameter))
+    flow, exact = FlowProposal.of(widened(body)), FlowProposal.of(widened(copy.deepcopy(body).double()))
+    rest = known([1.0], [[0.0] * 4], 0.5)
+    third = torch.tensor([1 / 3]).double()
+    for q, other in ((flow, exact), (Blend(flow, rest, third), Blend(exact, rest, third))):
+        (z, log_q), (_, expected) = (seeded_draw(each) for each in (q, other))
+        assert float(z.abs().max()) > 1e6
+        torch.testing.assert_close(log_q, expected, atol=0.01, rtol=0)
+        assert float((q.log_prob(z) - expected).abs().max()) > 1e3  # which is why
+
+
+def seeded_draw(q):
+    torch.manual_seed(1)
+    return q.draw(4000)

@@ -158,6 +158,11 @@ class Mixture:
             moved = _rows(self.tril, index, u)
         return like.flatten(0, 1)[index] + moved
 
+    def draw(self, n: int) -> tuple[Tensor, Tensor]:
+        """n draws of each, (F, n, d), and log q there, (F, n)."""
+        z = self.sample(n)
+        return z, self.log_prob(z)
+
     def with_(self, other: "Mixture", share: float) -> "Mixture":
         """This mixture with `share` of its mass given to another."""
         log_weights = [self.log_weights + math.log1p(-share), other.log_weights + math.log(share)]

@@ -77,10 +77,19 @@ class FlowProposal:
 
     def sample(self, n: int) -> Tensor:
         """(F, n, d)."""
+        return self.draw(n)[0]
+
+    def draw(self, n: int) -> tuple[Tensor, Tensor]:
+        """(F, n, d) and log q there, (F, n), from the noise that they were made of.
+
+        A draw that a funnel has thrown a million widths out does not lead back to its noise in float32: by
+        `log_prob` its weight may be e^1000 times that of all others.
+        """
         like = {"dtype": self.scales.dtype, "device": self.scales.device}
         which = torch.bucketize(torch.rand(len(self.flows), n, **like), self.shares.cumsum(0)[:-1])
         u = self.scales[which][..., None] * torch.randn(len(self.flows), n, self.flows.dim, **like)
-        return self.flows.push(u)[0]
+        z, log_det = self.flows.push(u)
+        return z, _clean(log_wide_normal(u, self.scales, self.shares) - log_det)
 
     def log_prob(self, z: Tensor) -> Tensor:
         """(F, N) for z (F, N, d)."""

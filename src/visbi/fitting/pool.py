@@ -38,6 +38,10 @@ class Proposal(Protocol):
         """(F, n, d)."""
         ...
 
+    def draw(self, n: int) -> tuple[Tensor, Tensor]:
+        """(F, n, d) and log q there, (F, n), as exact as the draws themselves: see `FlowProposal.draw`."""
+        ...
+
     def log_prob(self, z: Tensor) -> Tensor:
         """(F, N) for z (F, N, d)."""
         ...
@@ -158,7 +162,7 @@ class Pool:
         Raises:
             BudgetReached: the target's budget has less than n evaluations left.
         """
-        return self._kept(q, *self._evaluated(q, q.sample(n)))
+        return self._kept(q, *self._evaluated(*q.draw(n)))
 
     def tried(self, q: Proposal, n: int) -> Trial:
         """The same for a q that may be no good: an eighth of the draws where those say so of every fit.
@@ -166,16 +170,16 @@ class Pool:
         Raises:
             BudgetReached: the target's budget is used up.
         """
-        z = q.sample(n)
-        first = self._evaluated(q, z[:, : n // _FIRST])
+        z, log_q = q.draw(n)
+        first = self._evaluated(z[:, : n // _FIRST], log_q[:, : n // _FIRST])
         if bool((Trial.of(*first).share < _NO_GOOD).all()):
             return self._kept(q, *first)
-        others = self._evaluated(q, z[:, n // _FIRST :])
+        others = self._evaluated(z[:, n // _FIRST :], log_q[:, n // _FIRST :])
         return self._kept(q, *(torch.cat(parts, 1) for parts in zip(first, others, strict=True)))
 
-    def _evaluated(self, q: Proposal, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _evaluated(self, z: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Draws z with the target, -inf where it is not finite, and log q there."""
-        ell, log_q = self.target.value(z), q.log_prob(z)
+        ell = self.target.value(z)
         return z, torch.where(is_usable(ell), ell, -torch.inf), log_q
 
     def _kept(self, q: Proposal, z: Tensor, ell: Tensor, log_q: Tensor) -> Trial:

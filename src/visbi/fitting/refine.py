@@ -183,16 +183,23 @@ class Blend:
 
     def sample(self, n: int) -> Tensor:
         """(F, n, d), in random order; the share is rounded up or down."""
+        return self.draw(n)[0]
+
+    def draw(self, n: int) -> tuple[Tensor, Tensor]:
+        """The same with log q there, (F, n)."""
         given = torch.rand(len(self.share), n, device=self.share.device).argsort(1)
         given = given < (self.share * n).round()[:, None]
-        return torch.where(given[..., None], self.rest.sample(n), self.main.sample(n))
+        of_rest, (of_main, log_main) = self.rest.sample(n), self.main.draw(n)
+        z = torch.where(given[..., None], of_rest, of_main)
+        return z, self._joint(torch.where(given, self.main.log_prob(of_rest), log_main), z)
 
     def log_prob(self, z: Tensor) -> Tensor:
         """(F, N)."""
+        return self._joint(self.main.log_prob(z), z)
+
+    def _joint(self, log_main: Tensor, z: Tensor) -> Tensor:
         share = self.share[:, None]
-        return torch.logaddexp(
-            self.main.log_prob(z) + torch.log1p(-share), self.rest.log_prob(z) + share.log()
-        )
+        return torch.logaddexp(log_main + torch.log1p(-share), self.rest.log_prob(z) + share.log())
 
     def log_prob_and_score(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """log q (F, N) and its gradient (F, N, d)."""
