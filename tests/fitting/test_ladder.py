@@ -318,6 +318,12 @@ class TestMissing:
         assert share == pytest.approx(0.3 / 0.7, rel=0.15)
         assert float(missing(now, defended(self.TWO), torch.zeros(1).double())) < 0.005
 
+    def test_a_q_that_lacks_all_but_nothing_keeps_a_little(self):
+        """e^45 times what q has: in float64 a share of 1, which would leave q a weight of log 0."""
+        now = self.climbing()
+        assert float(missing(now, defended(self.HALF), torch.tensor([-45.0]).double())) > 1e17
+        assert now.elsewhere is not None and now.elsewhere.log_weights.isfinite().all()
+
     def test_what_is_enough_is_not_sought_elsewhere(self, monkeypatch):
         now = self.climbing()
         monkeypatch.setattr(witnesses, "_missing_uphill", lambda *_: pytest.fail("it was"))

@@ -35,6 +35,7 @@ _ACCUSERS = 2  # particles; a mode of a few percent may have lost all but so man
 _WITNESSES = 20  # points in effect; fewer may be a tail's chance
 _MISSING = 0.02  # share of the mass beyond which an answer is in doubt
 _SURE, _MORE = 2.0, 4  # errors of a difference that is one, and times as many draws where it may be
+_LEFT = 1e-6  # of the mass, to q, however little it has beside what it lacks
 _DRIFT = 5.0  # standard errors
 
 
@@ -127,7 +128,7 @@ def _missing_uphill(now: Group, q: Proposal, log_z: Tensor, trial: Trial | None)
         trial = None if trial is None else trial.of_fits(there)
         share[there] = missing_at(now.only(there), q.of_fits(there), defended(local), log_z[there], trial)
         if now.alone and isinstance(q, Mixture) and bool((share > FEW).all()):
-            now.elsewhere = q.with_(local, float(share[0] / (1 + share[0])))
+            now.elsewhere = q.with_(local, min(float(share[0] / (1 + share[0])), 1 - _LEFT))
     return share
 
 
