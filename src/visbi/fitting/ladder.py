@@ -159,7 +159,7 @@ def _unfinished(target: Target, record: Record, reason: str) -> tuple[str, Answe
     elif looked is not None and looked[2].n_effective >= _ENOUGH:
         found = looked if record.lacking or looked[2].log_z > found[2].log_z + _MUCH else found
     if found is None:
-        q = prior_like(target).of_fits(torch.arange(target.fits) == 0)
+        q = _one_prior(target)
         z = q.sample(256)
         unknown = torch.full((256,), -torch.inf, dtype=torch.float64, device=z.device)
         answer = Answer(q, z[0], unknown, q.log_prob(z)[0], certify(unknown, q.log_prob(z)[0]))
@@ -174,11 +174,15 @@ def _unfinished(target: Target, record: Record, reason: str) -> tuple[str, Answe
     return rung, Answer(q, trial.z[0], trial.ell[0], trial.log_q[0], report)
 
 
+def _one_prior(target: Target) -> Mixture:
+    return prior_like(target).of_fits(torch.arange(target.fits) == 0)
+
+
 def _of_the_look(target: Target, record: Record) -> tuple[str, Mixture, Trial] | None:
     """The prior with the draws of the first look, if some of them are in effect."""
     if record.looked is None:
         return None
-    q = prior_like(target).of_fits(torch.arange(target.fits) == 0)
+    q = _one_prior(target)
     z, ell = (part[None] for part in record.looked)
     trial = Trial.of(z, ell, q.log_prob(z))
     return (PRIOR, q, trial) if trial.n_effective >= _FEW else None

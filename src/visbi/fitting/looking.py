@@ -39,14 +39,15 @@ def look(now: Group) -> Sequence[Group]:
             z[:, n:] *= _INMOST ** torch.rand_like(z[:, n:, :1])
         ell, end = now.target.value_as_far(z, MIN_DRAWS)
         usable = is_usable(ell)
+        n_prior = n + more if d <= SEARCHED else n
         for record, each, values, good in zip(now.records, z, ell, usable, strict=True):
-            of_prior = slice(min(len(values), n + more if d <= SEARCHED else n))
+            of_prior = slice(min(len(values), n_prior))
             record.looked = each[of_prior], torch.where(good, values, -torch.inf)[of_prior]
         if end is not None:
             raise end
         if more:
             now.searched, now.found = z, torch.where(usable, ell, -torch.inf)
-            now.n_prior = n + more if d <= SEARCHED else n
+            now.n_prior = n_prior
         z, ell, usable = z[:, :n], ell[:, :n], usable[:, :n]
     ell = torch.where(usable, ell, -torch.inf)
     somewhere = usable.any(1)

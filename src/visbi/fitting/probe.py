@@ -57,9 +57,9 @@ def useful_gradient(target: Target, z: Tensor, resolution: float = 1e-6) -> bool
         if "grad" in str(error):
             return False
         raise
-    inside = is_usable(ell).movedim(0, 2).flatten(2, 3).all(0)  # (lengths, all fits' pairs)
     ends, gradient = (each.movedim(0, 2).flatten(2, 3) for each in (ends, gradient))  # all fits' points
     ell, direction = ell.movedim(0, 2).flatten(2, 3), direction.flatten(0, 2)
+    inside = is_usable(ell).all(0)  # (lengths, all fits' pairs)
     value = ell - log_standard_normal(ends)
     change = torch.where(inside, value[1] - value[0], 0.0)
     foreseen = torch.where(inside, ((gradient + ends).mean(0) * lengths * direction).sum(-1), 0.0)

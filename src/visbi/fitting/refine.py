@@ -100,10 +100,7 @@ def matched(
     log_weights = torch.where(good, elbo.nan_to_num(neginf=0.0), -torch.inf)
     found = Mixture.of(log_weights, match.loc.reshape(fits, k, d), match.cov.reshape(fits, k, d, d))
     unlike = merged(found.only(good), elbo[:, good.any(0)], COMPONENTS)
-    there = torch.isfinite(unlike.log_weights)
-    even = torch.where(there, -there.sum(1, keepdim=True).double().log(), -torch.inf)
-    log_weights = torch.logaddexp(unlike.log_weights + math.log(1 - _EVENLY), even + math.log(_EVENLY))
-    return replace(unlike, log_weights=log_weights)
+    return _partly_even(unlike, unlike.log_weights, _EVENLY)
 
 
 def weighed(q: Mixture, trial: Trial) -> Mixture:
@@ -122,9 +119,15 @@ def weighed(q: Mixture, trial: Trial) -> Mixture:
     weights = torch.softmax(pareto_smooth(cleaned(trial.log_w))[0], 1)
     part = q.by_component(trial.z)
     share = (exp_(part - log_sum_exp(part, 1)[:, None]) @ weights[..., None])[..., 0]
-    there = torch.isfinite(q.log_weights).to(share)
-    even = there / there.sum(1, keepdim=True)
-    return replace(q, log_weights=((1 - _LEAST_WEIGHT) * share + _LEAST_WEIGHT * even).log())
+    return _partly_even(q, share.log(), _LEAST_WEIGHT)
+
+
+def _partly_even(q: Mixture, log_weights: Tensor, part: float) -> Mixture:
+    """q with these weights, but for a part of the mass that its components share evenly."""
+    there = torch.isfinite(q.log_weights)
+    even = torch.where(there, -there.sum(1, keepdim=True).double().log(), -torch.inf)
+    both = torch.logaddexp(log_weights + math.log1p(-part), even + math.log(part))
+    return replace(q, log_weights=both)
 
 
 def around(z: Tensor, weights: Tensor | None = None) -> Mixture:

@@ -60,7 +60,7 @@ def _too_few(now: Group, trial: Trial) -> bool:
     n = trial.ell.shape[1]
     if not now.alone or now.target.fits > 1 or now.target.budget.left < _MORE * n:
         return False
-    ess = n * float(trial.share)
+    ess = trial.n_effective
     sound = EVEN if bool(now.for_a_flow()) else BELIEVED
     return float(trial.khat) < sound and _MANY / (1 + _MORE) <= ess < _MANY
 

@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from visbi.certificate.predictive import PredictiveCheck
+from visbi.certificate.report import GOOD
 from visbi.core.checks import finite_tensor, in_interval, one_of, positive_int, violation
 from visbi.core.random import fresh_seed, seeded, spawn_seeds
 from visbi.core.types import Seed
@@ -216,7 +217,7 @@ def _run(
             reason = settled
             break
     report = done[-1].report
-    if report.status in ("suspect", "failed") and plan.train.get("quality_control", True):
+    if report.status not in GOOD and plan.train.get("quality_control", True):
         warnings.warn(f"Quality of q: k-hat {report.khat:.2f}. {report.sentence}", stacklevel=3)
     return Inference(done[-1].posterior, tuple(runs), tuple(done), reason, among)
 
@@ -268,8 +269,9 @@ def _fitted(
 ) -> VIPosterior:
     """q fitted to the learnt likelihood, from the q before; q="auto" looks around anew, too."""
     # `init` would lend a named q two moments, q itself lends all weights; a failed one is no place to start
-    lends = plan.q != AUTO and before is not None and before.errors.q_status != "failed"
-    q = before.posterior if before is not None and lends else plan.q
+    q: str | VIPosterior = plan.q
+    if before is not None and plan.q != AUTO and before.errors.q_status != "failed":
+        q = before.posterior
     with seeded(seed):  # a flow's first weights are random
         posterior = VIPosterior(LikelihoodPotential(learnt.estimator, plan.prior), plan.prior, q=q)
     keywords: dict[str, Any] = {"seed": seed, "show_progress_bar": plan.show}
