@@ -71,9 +71,13 @@ def test_it_is_told_again_when_a_store_goes_on(tmp_path: Path) -> None:
 
     never.__qualname__ = simulator.__qualname__
     said = []
-    for model in (simulator, never):
-        with pytest.warns(UserWarning, match="foreign"):
-            said.append(str(small(FAR, model, store=tmp_path).prior_check))
+    with pytest.warns(UserWarning, match="foreign"):
+        said.append(str(small(FAR, store=tmp_path).prior_check))
+    with (
+        pytest.warns(UserWarning, match="whose code was another"),
+        pytest.warns(UserWarning, match="foreign"),
+    ):
+        said.append(str(small(FAR, never, store=tmp_path).prior_check))
     assert said[0] == said[1]
 
 

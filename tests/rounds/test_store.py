@@ -95,6 +95,7 @@ def never(theta: Tensor) -> Tensor:
 
 
 never.__qualname__ = TASK.simulator.__qualname__  # a store knows its simulator by it
+pytestmark = pytest.mark.filterwarnings("ignore:.*whose code was another")  # that of `never`
 
 
 def test_a_store_changes_no_number(stored: Path, undisturbed: list[Any]) -> None:

@@ -1,5 +1,7 @@
 """Runs that go on where they were killed."""
 
+import functools
+import importlib.util
 import json
 import os
 import signal
@@ -115,6 +117,30 @@ CHANGES = [
     (dict(proposal=BoxUniform(torch.zeros(2), 2 * torch.ones(2))), "theta"),
     (dict(batch_size=5), "batch_size"),
 ]
+
+
+def test_edited_code_of_the_same_name_is_told(tmp_path, recwarn):
+    def version(body):
+        path = tmp_path / f"model_{len(list(tmp_path.iterdir()))}.py"
+        path.write_text(f"import torch\ndef noisy(theta):\n{textwrap.indent(body, '    ')}\n")
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.noisy
+
+    first = quiet(version("return theta + 1"), store=tmp_path / "runs")
+    quiet(version("# a remark\nreturn   theta + 1"), store=tmp_path / "runs")
+    quiet(functools.partial(version("return theta + 1")), store=tmp_path / "runs")
+    without_source = {}
+    exec("def noisy(theta):\n    return theta + 2", without_source)
+    quiet(without_source["noisy"], store=tmp_path / "runs")
+    assert not recwarn.list
+    with pytest.warns(
+        UserWarning, match=r"`store`: expected runs of 'noisy' as it is now; got .*runs"
+    ) as caught:
+        again = quiet(version("return theta + 2"), store=tmp_path / "runs")
+    assert [each.filename for each in caught] == [__file__]  # the line that called
+    assert_same(first, again)
 
 
 @pytest.mark.parametrize(("change", "what"), CHANGES)

@@ -45,13 +45,19 @@ def read_manifest(folder: Path, kind: Mapping[str, Any], *, name: str = "store")
 
 
 def open_folder(
-    folder: Path, kind: Mapping[str, Any], manifest: Mapping[str, Any], *, name: str = "store"
+    folder: Path,
+    kind: Mapping[str, Any],
+    manifest: Mapping[str, Any],
+    *,
+    remarks: Mapping[str, Any] | None = None,
+    name: str = "store",
 ) -> None:
     """Make `folder` with this manifest, or see that the one it has says the same.
 
     Args:
         folder, kind, name: as for `read_manifest`.
         manifest: JSON values; what the work depends on.
+        remarks: JSON values that are written beside these when the folder is made, and not compared.
 
     Raises:
         ValueError: it belongs to other work; the message names what differs.
@@ -65,7 +71,8 @@ def open_folder(
     found = read_manifest(folder, kind, name=name)
     if found is None:
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / _MANIFEST, json.dumps({**kind, **manifest}, indent=1).encode())
+        content = {**kind, **manifest, **(remarks or {})}
+        write_whole(folder / _MANIFEST, json.dumps(content, indent=1).encode())
         return
     for key, value in manifest.items():
         if found.get(key) != value:

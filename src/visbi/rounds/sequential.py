@@ -117,7 +117,7 @@ def infer(
 
     Warns:
         UserWarning: x_o is foreign to the first round's runs, by `certificate.prior_predictive_check`; the
-            certificate of the last q is "suspect" or "failed".
+            certificate of the last q is "suspect" or "failed"; `store` has runs of other code.
 
     >>> from visbi.simulators.zoo import linear_gaussian
     >>> task = linear_gaussian.task()

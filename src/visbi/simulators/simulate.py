@@ -7,7 +7,6 @@ neither the number of workers, nor the backend, nor the order in which chunks fi
 
 import hashlib
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from visbi.simulators.calling import CallStyle, Simulator, detect
 from visbi.simulators.chunk import ChunkResult, check_shape
 from visbi.simulators.execution import Plan, run_plan
 from visbi.simulators.generators import all_generators
+from visbi.simulators.identity import code_of, name_of
 from visbi.simulators.simulations import Simulations
 from visbi.simulators.store import ChunkStore, read_manifest
 
@@ -74,6 +74,9 @@ def simulate(
         ValueError: a number out of range, thetas not (n, D) or not finite, outputs of unlike shapes, a
             `store` of another run, or not one successful run (the message shows the first failure).
 
+    Warns:
+        UserWarning: the runs in `store` were made by other code of the same name; see `simulators.identity`.
+
     >>> from visbi.priors import BoxUniform
     >>> prior = BoxUniform(torch.zeros(2), torch.ones(2))
     >>> pairs = simulate(lambda t: t + torch.randn_like(t), prior, 100, seed=0, show_progress_bar=False)
@@ -94,7 +97,7 @@ def simulate(
     theta = _draw(proposal, n, theta_seed)
     style = _style(simulator, theta, probe_seed, batched, manifest)
     plan = Plan(simulator, style, theta, run_seed, _rows_per_chunk(n, style, batch_size))
-    chunks = None if folder is None else ChunkStore.open(folder, _manifest(plan, root))
+    chunks = None if folder is None else ChunkStore.open(folder, _manifest(plan, root), code_of(simulator))
     return _gather(theta, run_plan(plan, chunks, workers, show_progress_bar), root)
 
 
@@ -143,18 +146,13 @@ def _rows_per_chunk(n: int, style: CallStyle, batch_size: int | None) -> int:
 def _manifest(plan: Plan, root: int) -> dict[str, Any]:
     style = asdict(plan.style)
     return {
-        "simulator": _name(plan.simulator),
+        "simulator": name_of(plan.simulator),
         "seed": root,
         "n": len(plan.theta),
         "theta": f"{plan.theta.dtype} sha256 {hashlib.sha256(plan.theta.numpy().tobytes()).hexdigest()}",
         "style": {**style, "keywords": list(style["keywords"])},
         "batch_size": plan.rows,
     }
-
-
-def _name(simulator: Simulator) -> str:
-    inner = simulator.func if isinstance(simulator, partial) else simulator
-    return getattr(inner, "__qualname__", type(inner).__qualname__)
 
 
 def _gather(theta: Tensor, results: list[ChunkResult], seed: int) -> Simulations:

@@ -5,6 +5,7 @@ chunk.
 """
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,13 +41,29 @@ class ChunkStore:
     folder: Path
 
     @classmethod
-    def open(cls, folder: Path, manifest: Mapping[str, Any]) -> "ChunkStore":
+    def open(cls, folder: Path, manifest: Mapping[str, Any], code: str | None) -> "ChunkStore":
         """The store in `folder`, made if absent.
+
+        Args:
+            folder: where.
+            manifest: JSON values; what the runs depend on.
+            code: of the simulator, `identity.code_of`.
 
         Raises:
             ValueError: it belongs to another run; the message names what differs.
+
+        Warns:
+            UserWarning: its runs were made by other code of the same name.
         """
-        open_folder(folder, _KIND, manifest)
+        found = read_manifest(folder)
+        open_folder(folder, _KIND, manifest, remarks={"code": code})
+        made_by = None if found is None else found.get("code")
+        if None not in (code, made_by) and code != made_by:
+            name = manifest["simulator"]
+            problem = violation(
+                "store", f"runs of {name!r} as it is now", f"{folder}, whose code was another"
+            )
+            warnings.warn(f"{problem}. They are used: choose another folder if it matters.", stacklevel=3)
         return cls(folder)
 
     def save(self, index: int, result: ChunkResult) -> None:
