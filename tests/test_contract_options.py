@@ -577,8 +577,11 @@ def test_seed_of_an_automatic_fit(later: bool) -> None:
     torch.set_rng_state(state)
     automatic(auto(), seed=1)
     assert torch.equal(torch.get_rng_state(), state)
-    assert automatic(auto(), seed=None).report.seed is None
+    drawn = automatic(auto(), seed=None).report  # from the global generator, and told
     assert not torch.equal(torch.get_rng_state(), state)
+    assert drawn.seed is not None and automatic(auto(), seed=drawn.seed).report == drawn
+    torch.set_rng_state(state)
+    assert automatic(auto(), seed=None).report == drawn
 
 
 @shows("train", "show_progress_bar", "quality_control", "quality_control_metric", "x")

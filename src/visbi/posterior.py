@@ -353,6 +353,8 @@ class VIPosterior:
             }
         )
         x = self._state.rows(self._x_or_default(x))
+        if self._automatic and options.seed is None:  # the report names one, by which the fit can be repeated
+            options = replace(options, seed=fresh_seed())
         with seeded(options.seed):
             if lender is not None:
                 options = replace(options, init=lender.sample((INIT_DRAWS,)))
