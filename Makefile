@@ -89,8 +89,8 @@ many: $(DEV) .venvs/sbi/.installed ## fit_many beside loops of single fits, and 
 amortized: $(DEV) .venvs/sbi/.installed ## q(theta | x) from 10,000 simulations, raw and corrected; resumes
 	$(BENCH) benchmarks/amortized.py --sbi-python .venvs/sbi/bin/python
 
-rounds: $(DEV) ## infer beside published numbers of SNLE and SNPE; resumes
-	$(BENCH) benchmarks/rounds.py
+rounds: $(DEV) .venvs/sbi/.installed ## infer beside published numbers of SNLE and SNPE, and beside sbi's SNLE; resumes
+	$(BENCH) benchmarks/rounds.py --sbi-python .venvs/sbi/bin/python
 
 sbibm: $(DEV) .venvs/sbibm/.installed ## q="auto" beside the reference draws that the SBI benchmark carries
 	$(BENCH) benchmarks/sbibm_draws.py

@@ -6,7 +6,9 @@ beside. 2000 draws are scored by C2ST against 2000 exact ones. Every call is a l
 written as it ends, and is not repeated. With `--workers 2` the networks of the ensemble train side by side,
 and the wall clock is what is asked for.
 
-    python benchmarks/rounds.py
+With `--sbi-python` sbi's SNLE is run on the first observations, too, each time right after a call of ours.
+
+    python benchmarks/rounds.py --sbi-python .venvs/sbi/bin/python
 """
 
 import argparse
@@ -25,6 +27,7 @@ from torch import Tensor
 
 from auto_fit import source_state
 from rounds_problems import PROBLEMS, Problem
+from rounds_snle import SNLE_TASKS, measure_snle, snle_lines
 from scores import sliced_wasserstein
 from step_time import processor
 from visbi.certificate import c2st
@@ -65,6 +68,7 @@ def measure(name: str, budget: int, number: int, workers: int) -> Row:
         )
     seconds, cpu = time.perf_counter() - began, time.process_time() - worked
     return {
+        "tool": "visbi",
         "task": name,
         "budget": budget,
         "observation": number,
@@ -124,11 +128,12 @@ def _moments(draws: Tensor, reference: Tensor) -> Row:
 def read(path: Path) -> list[Row]:
     """The rows so far."""
     lines = path.read_text().splitlines() if path.exists() else []
-    return [{"workers": 1, **json.loads(line)} for line in lines]
+    return [{"tool": "visbi", "workers": 1, **json.loads(line)} for line in lines]
 
 
-def page(every_row: list[Row]) -> str:
+def page(rows_of_both: list[Row]) -> str:
     """The result as a page of Markdown."""
+    every_row = [row for row in rows_of_both if row["tool"] == "visbi"]
     rows = [row for row in every_row if row["workers"] == 1]
     keys = sorted({(list(PROBLEMS).index(row["task"]), row["task"], row["budget"]) for row in rows})
     lines = [
@@ -152,6 +157,7 @@ def page(every_row: list[Row]) -> str:
     lines += [
         "",
         *_by_workers(every_row),
+        *snle_lines([row for row in rows_of_both if row["tool"] != "visbi"], list(PROBLEMS)),
         "## Each call",
         "",
         "| task | simulations | observation | C2ST | CPU s | status | errors |",
@@ -249,6 +255,9 @@ def main() -> None:
     parser.add_argument("--budgets", nargs="+", type=int, default=list(BUDGETS))
     parser.add_argument("--observations", nargs="+", type=int, default=list(OBSERVATIONS))
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--sbi-python")
+    parser.add_argument("--snle-observations", nargs="+", type=int, default=[0])
+    parser.add_argument("--snle-limit", type=float, default=4000.0, help="CPU seconds of one run of SNLE")
     parser.add_argument("--output", type=Path, default=HERE / "results")
     parser.add_argument("--page-only", action="store_true")
     options = parser.parse_args()
@@ -256,23 +265,32 @@ def main() -> None:
     torch.set_num_threads(1)
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / "rounds.jsonl"
+    theirs = options.snle_observations if options.sbi_python and options.workers == 1 else []
     wanted = [
-        (name, budget, number)
+        (tool, name, budget, number)
         for budget in options.budgets
-        for number in options.observations
+        for tool, numbers in (("visbi", options.observations), ("sbi-snle", theirs))
+        for number in numbers
         for name in options.tasks
+        if tool == "visbi" or name in SNLE_TASKS
     ]
-    for name, budget, number in [] if options.page_only else wanted:
-        key = (name, budget, number, options.workers)
-        there = [(row["task"], row["budget"], row["observation"], row["workers"]) for row in read(path)]
+    for tool, name, budget, number in [] if options.page_only else wanted:
+        key = (tool, name, budget, number, options.workers)
+        there = [
+            tuple(row[k] for k in ("tool", "task", "budget", "observation", "workers")) for row in read(path)
+        ]
         if key in there:
             continue
-        row = measure(*key)
+        if tool == "visbi":
+            row = measure(name, budget, number, options.workers)
+        else:
+            ours = measure(name, budget, number, 1)
+            row = measure_snle(name, budget, number, options.sbi_python, options.snle_limit, ours)
         with path.open("a") as file:
             file.write(json.dumps(row) + "\n")
         print(
-            f"{name}, {budget} simulations, observation {number}: C2ST {row['c2st']:.3f}, "
-            f"{row['cpu_seconds']:.0f} s of CPU, {row['report']['status']}",
+            f"{tool} on {name}, {budget} simulations, observation {number}: "
+            f"C2ST {row.get('c2st', float('nan')):.3f}, {row['cpu_seconds']:.0f} s of CPU",
             flush=True,
         )
     (options.output / "rounds.md").write_text(page(read(path)))

@@ -40,6 +40,7 @@ def test_observations_are_runs_at_draws_of_the_prior() -> None:
 def row(task: str, budget: int, number: int, c2st: float, workers: int = 1) -> dict[str, Any]:
     errors = {"q": 0.01, "likelihood": 0.2, "moved": 0.1, "q_status": "ok"}
     return {
+        "tool": "visbi",
         "task": task,
         "budget": budget,
         "observation": number,
@@ -72,6 +73,23 @@ def test_page() -> None:
     assert "With 2 workers, two_moons at 1,000: 100 s by the clock (2 observations" in rounds.page(shared)
     assert "| two_moons | 1,000 | 2 | 0.550 (0.540) |" in rounds.page(shared)
     assert text.count("more simulations") == 3 and "Nothing measured" in rounds.page([])
+
+
+def test_page_beside_snle() -> None:
+    ours = row("slcp", 1000, 0, 0.6)
+    theirs = {"tool": "sbi-snle", "task": "slcp", "budget": 1000, "observation": 0, "beside": ours}
+    ended = theirs | {
+        "cpu_seconds": 600.0,
+        "c2st": 0.9,
+        "c2st_network": 0.88,
+        "cpu_after_rounds": [60.0] * 10,
+    }
+    cut = theirs | {"budget": 10_000, "cpu_seconds": 555.0, "cpu_after_rounds": [60.0, 555.0]}
+    text = rounds.page([ours, cut, ended])
+    assert "| slcp | 1,000 | 0 | 0.900 (0.880) | 0.600 (0.590) | 600 | 50 | 12.0 |" in text
+    assert "| slcp | 10,000 | 0 | - | 0.600 (0.590) | > 555 (2 of 10 rounds) | 50 | > 11.1 |" in text
+    assert text.count("| slcp | 1,000 |") == 3
+    assert "## Beside" not in rounds.page([ours])
 
 
 def test_what_is_there_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
