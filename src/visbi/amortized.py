@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from visbi.certificate.correction import WeightedDraws
-from visbi.certificate.report import GOOD, Report, certify_many
+from visbi.certificate.report import GOOD, Report
 from visbi.certificate.rows import cleaned
+from visbi.certificate.verdict import certify_many
 from visbi.core.checks import violation
 from visbi.core.logs import log_sum_exp
 from visbi.core.losses import within_reach

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch.distributions import Distribution
 
-from visbi.certificate.report import GOOD, Report, certify, recertified
+from visbi.certificate.report import GOOD, Report
 from visbi.certificate.scores import proportionality
+from visbi.certificate.verdict import certify, recertified
 from visbi.core.types import LogDensity
 from visbi.correcting import in_pieces, weighted_draws
 from visbi.fitting.state import AmortizedFit, AutoFit, SingleFit

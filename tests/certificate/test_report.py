@@ -15,8 +15,8 @@ from torch.distributions import (
 )
 
 from visbi.certificate import FitError, Mode, Report, certify
-from visbi.certificate.report import certify_many
 from visbi.certificate.rows import log_evidence
+from visbi.certificate.verdict import certify_many
 
 N = 50_000
 

@@ -8,8 +8,8 @@ import torch
 from torch.distributions import Normal
 
 from visbi.certificate import Mode, Report, certify, total_variation
-from visbi.certificate import report as module
-from visbi.certificate.report import recertified
+from visbi.certificate import verdict as module
+from visbi.certificate.verdict import recertified
 from visbi.certificate.weights import pareto_smooth, unseen_mass
 
 N = 50_000

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from visbi.certificate.report import certify
+from visbi.certificate.verdict import certify
 from visbi.families.coupling_stack import CouplingStack
 from visbi.families.gaussians import Mixture
 from visbi.fitting import flying

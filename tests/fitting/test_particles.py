@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
-from visbi.certificate.report import certify
+from visbi.certificate.verdict import certify
 from visbi.families.gaussians import Mixture
 from visbi.fitting.climbing import ALONE, Answer, Group, Record
 from visbi.fitting.explore import explore

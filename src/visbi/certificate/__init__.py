@@ -9,11 +9,12 @@ from visbi.certificate.coverage import Coverage, expected_coverage
 from visbi.certificate.local import LocalC2ST, local_c2st
 from visbi.certificate.modes import Mode, find_modes
 from visbi.certificate.predictive import PredictiveCheck, predictive_check, prior_predictive_check
-from visbi.certificate.report import FitError, Report, certify, certify_many
+from visbi.certificate.report import FitError, Report
 from visbi.certificate.sbc import SBC, sbc
 from visbi.certificate.scores import proportionality
 from visbi.certificate.tarp import TARP, tarp
 from visbi.certificate.twosample import c2st
+from visbi.certificate.verdict import certify, certify_many
 from visbi.certificate.weights import (
     divergences,
     effective_sample_size,

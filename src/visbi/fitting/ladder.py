@@ -6,7 +6,7 @@ r"""The automatic fit: cheap ways first, dearer ones only where those before the
     bridge      particles carried from the best q to the posterior, and a mixture fitted to them
     particles   those themselves, flagged
 
-A rung answers if its q passes a certificate on fresh draws (`certificate.report`) and two checks that such a
+A rung answers if its q passes a certificate on fresh draws (`certificate.verdict`) and two checks that such a
 certificate cannot make: that hardly any of the explorer's particles lie where q is much too low, and that the
 posterior's own moves do not carry resampled draws away (`explore.drift`). A rung that has passed with few
 of its draws to spare is kept, and the next one is tried; the better answers.
@@ -21,7 +21,8 @@ from dataclasses import replace
 
 import torch
 
-from visbi.certificate.report import BROKEN, GOOD, broken_sentence, certify
+from visbi.certificate.report import GOOD
+from visbi.certificate.verdict import BROKEN, broken_sentence, certify
 from visbi.families.gaussians import Mixture
 from visbi.fitting.bridge import bridge
 from visbi.fitting.budget import BudgetReached

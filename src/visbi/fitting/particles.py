@@ -18,7 +18,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from visbi.certificate.report import certify
+from visbi.certificate.verdict import certify
 from visbi.core.rows import picked
 from visbi.families.gaussians import Mixture, cholesky
 from visbi.fitting.climbing import Answer, Group

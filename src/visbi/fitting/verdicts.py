@@ -5,7 +5,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from visbi.certificate.report import GOOD, Report, certify_many
+from visbi.certificate.report import GOOD, Report
+from visbi.certificate.verdict import certify_many
 from visbi.fitting.climbing import Answer, Group
 from visbi.fitting.pool import BELIEVED, DISCOUNT, Proposal, Trial
 from visbi.fitting.witnesses import doubts

@@ -23,7 +23,8 @@ import torch
 from scipy.special import gammaincinv
 from torch import Tensor
 
-from visbi.certificate.report import GOOD, certify
+from visbi.certificate.report import GOOD
+from visbi.certificate.verdict import certify
 from visbi.certificate.weights import effective_sample_size, resample
 from visbi.core.checks import in_interval, positive_int, violation
 from visbi.core.types import Shape
