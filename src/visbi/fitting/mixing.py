@@ -21,6 +21,7 @@ from visbi.fitting.flying import fly
 from visbi.fitting.mixture import defended, local_covariances, spread_out
 from visbi.fitting.pool import UNSOUND, Trial
 from visbi.fitting.refine import COMPONENTS, ENOUGH, from_particles, matched, refined, weighed
+from visbi.fitting.summits import summits
 from visbi.fitting.verdicts import EVEN, SPARE, certified
 from visbi.fitting.witnesses import hides
 
@@ -37,6 +38,8 @@ _HALF = 0.5  # below which none is where its weights are unsound and there is on
 _AGAIN = 2  # refits after a certificate that failed, but one,
 _FEW_ROUNDS, _SURE = 2, 0.5  # of so few rounds and with such a steady share, where a flow may do
 _ENOUGH_SEEN = 10.0  # draws of the prior in effect, for each dimension, from which a mixture can be fitted
+_LOST = 0.1  # merit of what particles led to below which they may not have arrived
+_CLIMBERS = 8  # ascents from the prior's draws, and as many from particles
 _FEW_DIMENSIONS = 4  # in which mixtures can follow tempered weights from the prior to the posterior
 
 
@@ -70,8 +73,10 @@ def mixture(now: Group) -> Sequence[Group]:
         trial = now.pool.draw(defended(best), now.effort.trial)
     while bool((trial.merit <= ENOUGH).any()) and (other := next(candidates, None)) is not None:
         fresh = now.pool.tried(defended(other), now.effort.trial)
-        higher = fresh.merit > _CLEARLY * trial.merit
-        best, trial = best.better(other, higher), trial.better(fresh, higher)
+        best, trial = _better(best, trial, other, fresh)
+    if now.alone and now.gradient and bool((trial.merit < _LOST).all()):
+        summit = _at_summits(now, seen)
+        best, trial = _better(best, trial, summit, now.pool.tried(defended(summit), now.effort.trial))
     now.consider("a mixture", best, trial)
     # what is not refitted has the masses of its modes from here
     best = best.better(weighed(best, trial), trial.merit > ENOUGH)
@@ -102,6 +107,21 @@ def _candidates(now: Group, seen: Exploration) -> Iterator[Mixture]:
         yield with_known(q)
     # where almost every start has led to another Gaussian there are more of them than starts
     yield with_known(from_particles(seen, now.effort.points, components=max(COMPONENTS, 2 * unlike)))
+
+
+def _better(q: Mixture, trial: Trial, other: Mixture, fresh: Trial) -> tuple[Mixture, Trial]:
+    """q, or the other where its merit is clearly higher."""
+    higher = fresh.merit > _CLEARLY * trial.merit
+    return q.better(other, higher), trial.better(fresh, higher)
+
+
+def _at_summits(now: Group, seen: Exploration) -> Mixture:
+    """Gaussians matched at the ends of ascents, from the prior's most promising draws and from particles."""
+    usable = now.usable.double()
+    each = ((now.starts, usable), (seen.z, torch.ones_like(seen.ell)))
+    starts = [picked(z, spread_out(z, w / w.sum(1, keepdim=True), _CLIMBERS)) for z, w in each]
+    found = summits(now.target, torch.cat(starts, 1))
+    return matched(now.target, found.z, found.cov)
 
 
 def _modes_among(z: Tensor, q: Mixture) -> int:

@@ -1,0 +1,106 @@
+r"""Summits of the posterior, found by quasi-Newton ascents from a few points, and Gaussians matched there.
+
+Where a prior is a thousand times as wide as the posterior in some directions and about as wide in others,
+tempered particles may sink into a narrow, bent valley that leads to the posterior only slowly: on a growth
+curve of 27 sea cows half of the explorations ended 20 to 60 nats below it. An ascent that learns the
+curvature on its way goes down the same valley in a hundred steps, and 16 of them cost a hundredth of the
+particles. A summit is no mass: what is matched there is drawn from and weighed like any other proposal.
+
+The inverse Hessian is that of Broyden, Fletcher, Goldfarb and Shanno, dense and one for each start; steps are
+the best of several lengths, which are evaluated at once. It is where matching starts (as in Zhang, Carpenter,
+Gelman, Vehtari: Pathfinder. JMLR 2022, whose Gaussians it would be).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from visbi.fitting.target import Target
+
+__all__ = ["Summits", "summits"]
+
+_STEPS = 150  # of an ascent, at most
+_LENGTHS = 8  # that are tried in each, from twice the quasi-Newton step downwards
+_SHORTER = 0.4  # each as a share of the one before
+_GAIN = 1e-3  # nats; an ascent that gains less, twice in a row, is there
+_FAR = 1.0  # prior sds: the longest first step, and longest one without a curvature
+
+
+@dataclass(frozen=True)
+class Summits:
+    """Where ascents ended.
+
+    Attributes:
+        z: (F, K, d). ell: (F, K) there, -inf where the start was of no use.
+        cov: (F, K, d, d) the inverse of the curvature, as far as the ascent has learnt it.
+    """
+
+    z: Tensor
+    ell: Tensor
+    cov: Tensor
+
+
+def summits(target: Target, z: Tensor) -> Summits:
+    """Ascents from points z (F, K, d).
+
+    Raises:
+        BudgetReached: the target's budget is used up.
+
+    >>> from torch.distributions import Independent, Normal
+    >>> from visbi.priors import coordinates
+    >>> prior = Independent(Normal(torch.zeros(2).double(), 1.0), 1)
+    >>> scale = torch.tensor([1e-3, 1.0])
+    >>> target = Target(lambda theta: -0.5 * ((theta - 0.5) / scale).square().sum(-1), coordinates(prior))
+    >>> found = summits(target, torch.zeros(1, 1, 2).double())
+    >>> found.z[0, 0], found.cov[0, 0].diagonal().sqrt()
+    (tensor([0.5000, 0.5000], dtype=torch.float64), tensor([0.0010, 1.0000], dtype=torch.float64))
+    """
+    fits, k, d = z.shape
+    z = z.double()
+    ell, gradient = target.value_and_gradient(z)
+    eye = torch.eye(d).to(z).expand(fits, k, d, d)
+    inverse = cov = _scaled(eye, gradient)
+    fresh = torch.ones_like(ell, dtype=torch.bool)  # no curvature is known
+    still = torch.zeros_like(ell)
+    lengths = 2.0 * _SHORTER ** torch.arange(_LENGTHS).to(z)
+    for _ in range(_STEPS):
+        direction = (inverse @ gradient[..., None])[..., 0]
+        each = z[:, :, None] + lengths[:, None] * direction[:, :, None]
+        values = target.value(each.flatten(1, 2)).reshape(fits, k, -1).nan_to_num(-torch.inf, -torch.inf)
+        highest = values.max(-1)
+        better = highest.values > ell
+        step = torch.where(better[..., None], lengths[highest.indices][..., None] * direction, 0.0)
+        gain = torch.where(better, highest.values - ell, 0.0)
+        new_ell, new_gradient = target.value_and_gradient(z + step)
+        change = gradient - new_gradient  # of the negative's slope
+        inverse, learnt = _updated(inverse, step, change, fresh)
+        lost = ~better & ~fresh  # along a direction that does not rise: begin anew from the slope alone
+        cov = torch.where((better & learnt & (gain > _GAIN))[..., None, None], inverse, cov)
+        inverse = torch.where(lost[..., None, None], _scaled(eye, new_gradient), inverse)
+        fresh = (fresh & ~learnt) | lost
+        still = torch.where(gain < _GAIN, still + 1, torch.zeros_like(still))
+        z, ell, gradient = z + step, torch.where(better, new_ell, ell), new_gradient
+        if bool((still > 1).all()):
+            break
+    return Summits(z, ell.nan_to_num(-torch.inf, -torch.inf, -torch.inf), cov)
+
+
+def _scaled(eye: Tensor, gradient: Tensor) -> Tensor:
+    """Multiples of the identity by which a step is as long as `_FAR`, or as the slope is where that is less."""
+    norm = gradient.norm(dim=-1).clamp_min(1e-300)
+    return eye * (_FAR / norm).clamp_max(1.0)[..., None, None]
+
+
+def _updated(inverse: Tensor, step: Tensor, change: Tensor, fresh: Tensor) -> tuple[Tensor, Tensor]:
+    """The inverse Hessians after steps (F, K, d) that changed the slope so, and where something was learnt."""
+    product = (step * change).sum(-1)
+    learnt = product > 1e-12 * step.norm(dim=-1) * change.norm(dim=-1)
+    rate = torch.where(learnt, 1.0 / product.clamp_min(1e-300), 0.0)[..., None, None]
+    size = (product / change.square().sum(-1).clamp_min(1e-300))[..., None, None]
+    eye = torch.eye(step.shape[-1]).to(step)
+    start = torch.where((fresh & learnt)[..., None, None], size * eye, inverse)
+    s, y = step[..., None], change[..., None]
+    left = eye - rate * s @ y.mT
+    new = left @ start @ left.mT + rate * s @ s.mT
+    return torch.where(learnt[..., None, None], new, inverse), learnt
