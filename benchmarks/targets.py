@@ -59,6 +59,7 @@ _HARD: dict[str, Callable[[], Target]] = {
     "laplace_d10": hard.laplace,
     "shell_d20": lambda: heldout.shell(20, "hard"),
     "corner_d20": hard.corner,
+    "growth_d4": hard.growth,
 }
 _BY_GROUP: dict[Group, dict[str, Callable[[], Target]]] = {
     "tuning": _TUNING,

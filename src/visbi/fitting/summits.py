@@ -20,10 +20,9 @@ from visbi.fitting.target import Target
 
 __all__ = ["Summits", "summits"]
 
-_STEPS = 150  # of an ascent, at most
-_LENGTHS = 8  # that are tried in each, from twice the quasi-Newton step downwards
-_SHORTER = 0.4  # each as a share of the one before
-_GAIN = 1e-3  # nats; an ascent that gains less, twice in a row, is there
+_STEPS = 200  # of an ascent, at most
+_LENGTHS = 4.0 ** torch.arange(3, -5, -1)  # of steps that are tried, in quasi-Newton steps
+_GAIN, _STILL = 1e-3, 4  # an ascent that gains less nats, so many times in a row, is there
 _FAR = 1.0  # prior sds: the longest first step, and longest one without a curvature
 
 
@@ -63,37 +62,56 @@ def summits(target: Target, z: Tensor) -> Summits:
     inverse = cov = _scaled(eye, gradient)
     fresh = torch.ones_like(ell, dtype=torch.bool)  # no curvature is known
     still = torch.zeros_like(ell)
-    lengths = 2.0 * _SHORTER ** torch.arange(_LENGTHS).to(z)
     for _ in range(_STEPS):
         direction = (inverse @ gradient[..., None])[..., 0]
-        each = z[:, :, None] + lengths[:, None] * direction[:, :, None]
-        values = target.value(each.flatten(1, 2)).reshape(fits, k, -1).nan_to_num(-torch.inf, -torch.inf)
-        highest = values.max(-1)
+        step = _lengths(target, z, ell, gradient, direction)[..., None] * direction[:, :, None]
+        new_ell, new_gradient = target.value_and_gradient((z[:, :, None] + step).flatten(1, 2))
+        highest = new_ell.reshape(fits, k, 2).max(-1)
+        step, new_gradient = (
+            _chosen(t.reshape(fits, k, 2, d), highest.indices) for t in (step, new_gradient)
+        )
         better = highest.values > ell
-        step = torch.where(better[..., None], lengths[highest.indices][..., None] * direction, 0.0)
         gain = torch.where(better, highest.values - ell, 0.0)
-        new_ell, new_gradient = target.value_and_gradient(z + step)
-        change = gradient - new_gradient  # of the negative's slope
-        inverse, learnt = _updated(inverse, step, change, fresh)
+        learnt, inverse = _updated(inverse, step, gradient - new_gradient, fresh)
         lost = ~better & ~fresh  # along a direction that does not rise: begin anew from the slope alone
+        step = torch.where(better[..., None], step, 0.0)
+        gradient = torch.where(better[..., None], new_gradient, gradient)
+        z, ell = z + step, torch.where(better, highest.values, ell)
         cov = torch.where((better & learnt & (gain > _GAIN))[..., None, None], inverse, cov)
-        inverse = torch.where(lost[..., None, None], _scaled(eye, new_gradient), inverse)
+        inverse = torch.where(lost[..., None, None], _scaled(eye, gradient), inverse)
         fresh = (fresh & ~learnt) | lost
         still = torch.where(gain < _GAIN, still + 1, torch.zeros_like(still))
-        z, ell, gradient = z + step, torch.where(better, new_ell, ell), new_gradient
-        if bool((still > 1).all()):
+        if bool((still >= _STILL).all()):
             break
     return Summits(z, ell.nan_to_num(-torch.inf, -torch.inf, -torch.inf), cov)
 
 
+def _lengths(target: Target, z: Tensor, ell: Tensor, gradient: Tensor, direction: Tensor) -> Tensor:
+    """(F, K, 2) how long a step could be: the best of some, and the top of the parabola through it."""
+    lengths = _LENGTHS.to(z)
+    each = z[:, :, None] + lengths[:, None] * direction[:, :, None]
+    values = target.value(each.flatten(1, 2)).reshape(*ell.shape, -1).nan_to_num(-torch.inf, -torch.inf)
+    highest = values.max(-1)
+    best = lengths[highest.indices]
+    slope = (gradient * direction).sum(-1)
+    bend = (ell + slope * best - highest.values) / best.square()
+    top = torch.where(bend > 0, slope / (2 * bend), best).nan_to_num(0.0)
+    return torch.stack([best, torch.minimum(torch.maximum(top, best / 4), best * 4)], -1)
+
+
+def _chosen(each: Tensor, index: Tensor) -> Tensor:
+    """(F, K, d) from (F, K, 2, d)."""
+    return each.gather(2, index[..., None, None].expand(*index.shape, 1, each.shape[-1]))[:, :, 0]
+
+
 def _scaled(eye: Tensor, gradient: Tensor) -> Tensor:
-    """Multiples of the identity by which a step is as long as `_FAR`, or as the slope is where that is less."""
+    """Multiples of the identity by which a step is as long as `_FAR`, or as the slope if that is less."""
     norm = gradient.norm(dim=-1).clamp_min(1e-300)
     return eye * (_FAR / norm).clamp_max(1.0)[..., None, None]
 
 
 def _updated(inverse: Tensor, step: Tensor, change: Tensor, fresh: Tensor) -> tuple[Tensor, Tensor]:
-    """The inverse Hessians after steps (F, K, d) that changed the slope so, and where something was learnt."""
+    """Where steps (F, K, d) that changed the slope so taught a curvature, and inverse Hessians after them."""
     product = (step * change).sum(-1)
     learnt = product > 1e-12 * step.norm(dim=-1) * change.norm(dim=-1)
     rate = torch.where(learnt, 1.0 / product.clamp_min(1e-300), 0.0)[..., None, None]
@@ -103,4 +121,4 @@ def _updated(inverse: Tensor, step: Tensor, change: Tensor, fresh: Tensor) -> tu
     s, y = step[..., None], change[..., None]
     left = eye - rate * s @ y.mT
     new = left @ start @ left.mT + rate * s @ s.mT
-    return torch.where(learnt[..., None, None], new, inverse), learnt
+    return learnt, torch.where(learnt[..., None, None], new, inverse)
