@@ -19,6 +19,12 @@ def test_a_seed_repeats_and_another_differs():
     assert not torch.equal(draw(3), draw(4))
 
 
+@pytest.mark.parametrize("seed", [-1, torch.tensor(-1), 0.5])
+def test_what_is_no_seed(seed):
+    with pytest.raises(ValueError, match="`seed`: expected a whole number >= 0"):
+        draw(seed)
+
+
 def test_the_global_generator_is_as_it_was():
     before = torch.get_rng_state()
     draw(3)

@@ -4,6 +4,7 @@ import warnings
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -386,7 +387,11 @@ def test_warns_of_a_doubtful_q() -> None:
         (dict(simulations=(100, 0)), "`simulations`: expected a whole number >= 1"),
         (dict(simulations=2, rounds=3), "`simulations`: expected at least one for each of 3 rounds; got 2"),
         (dict(simulations=100, rounds=0), "`rounds`: expected a whole number >= 1"),
-        (dict(simulations=(30, 15)), "`simulations`: expected at least 50 successful runs"),
+        (dict(simulations=(49, 100)), "`simulations`: expected at least 50 in the first round.*; got 49"),
+        (dict(simulations=torch.tensor([49, 100])), "`simulations`: expected at least 50 in the first round"),
+        (dict(simulations=160, rounds=4), "`simulations`: expected at least 50 in the first round.*; got 40"),
+        (dict(simulations=[100.5]), "`simulations`: expected a whole number >= 1"),
+        (dict(simulations=np.zeros((2, 2))), "`simulations`: expected a whole number >= 1"),
         (dict(prior_share=1.1), r"`prior_share`: expected a number in \[0, 1\]"),
         (dict(ensemble=0), "`ensemble`: expected a whole number >= 1"),
         (dict(flow="spline"), "`flow`: expected one of 'auto', 'maf', 'nsf'"),
@@ -409,9 +414,38 @@ def test_refuses_before_it_simulates() -> None:
     def never(theta: Tensor) -> Tensor:
         raise AssertionError
 
-    for changes in (dict(q="no such family"), dict(flow="spline"), dict(prior_share=-1.0)):
+    for changes in (
+        dict(q="no such family"),
+        dict(flow="spline"),
+        dict(prior_share=-1.0),
+        dict(simulations=(49, 100)),
+        dict(workers=0),
+        dict(store=__file__),
+    ):
         with pytest.raises(ValueError, match="expected"):
             tiny(never, **changes)
+    for name, value in (
+        ("usable", 3),
+        ("on_round", "print"),
+        ("options", {"max_epochs": 2}),
+        ("train", ["seed"]),
+        ("store", 3),
+    ):
+        with pytest.raises(TypeError, match=f"`{name}`: expected"):
+            tiny(never, **{name: value})
+
+
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor])
+def test_simulations_in_any_sequence(kind: Any) -> None:
+    assert [len(runs) for runs in tiny(simulations=kind([100, 80]), seed=0).simulations] == [100, 80]
+
+
+def test_x_o_may_be_a_number_where_the_simulator_returns_one() -> None:
+    def number(theta: Tensor) -> float:
+        return float(theta.sum() + torch.randn(()))
+
+    alone, row = (tiny(number, x_o, simulations=(60,), seed=0) for x_o in (torch.tensor(1.0), torch.ones(1)))
+    assert torch.equal(_seeded_draws(alone), _seeded_draws(row))
 
 
 def test_unknown_keyword_of_train() -> None:

@@ -53,14 +53,14 @@ def simulations(n: int) -> Simulations:
 
 def test_all_rounds_are_learnt_from_in_order() -> None:
     first, second = simulations(40), simulations(30)
-    theta, x = learning_set([first, second], None)
+    theta, x, _ = learning_set([first, second], None)
     assert torch.equal(theta, torch.cat([first.theta, second.theta]))
     assert torch.equal(x, torch.cat([first.x, second.x]))
 
 
 def test_usable_decides_by_x() -> None:
     runs = simulations(200)
-    theta, x = learning_set([runs], lambda x: x[:, 0] > 0)
+    theta, x, _ = learning_set([runs], lambda x: x[:, 0] > 0)
     keep = runs.x[:, 0] > 0
     assert torch.equal(theta, runs.theta[keep]) and torch.equal(x, runs.x[keep])
 

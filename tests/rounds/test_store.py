@@ -1,6 +1,7 @@
 """A killed inference goes on where it stopped: nothing finished is done again, the numbers are the same."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -174,11 +175,12 @@ def test_seed_of_a_store_is_taken(stored: Path, undisturbed: list[Any]) -> None:
     [
         (dict(seed=8), "seed 8"),
         (dict(simulations=(300, 101)), r"simulations \[300, 101\]"),
+        (dict(simulations=(301,)), r"simulations \[301\]"),
         (dict(q="maf"), "q 'maf'"),
         (dict(ensemble=1), "ensemble 1"),
         (dict(prior_share=0.5), "prior_share 0.5"),
-        (dict(options=TrainingOptions(max_epochs=3)), "options"),
-        (dict(train={"max_num_iters": 6, "init": "prior", "quality_control": False}), "train"),
+        (dict(options=TrainingOptions(max_epochs=3)), "options {'max_epochs': 3} "),
+        (dict(train={**SMALL["train"], "max_num_iters": 6}), "train {'max_num_iters': 6} "),
     ],
 )
 def test_a_store_of_another_inference(stored: Path, changes: dict[str, Any], named: str) -> None:
@@ -186,8 +188,104 @@ def test_a_store_of_another_inference(stored: Path, changes: dict[str, Any], nam
         small(stored, never, **changes)
 
 
+def test_only_what_differs_is_printed(stored: Path) -> None:
+    with pytest.raises(ValueError, match=r"got .* with options {'max_epochs': 2}$"):
+        small(stored, never, options=TrainingOptions(max_epochs=3))
+
+
+STARTS = torch.zeros(2000, 2)
+STARTS[[0, -1]] = 1.0  # what a tensor shows of itself
+
+
+def test_tensors_in_train_are_told_by_their_numbers(tmp_path: Path) -> None:
+    others = STARTS.clone()
+    others[1000] = 0.5
+    assert repr(others) == repr(STARTS)
+    few: dict[str, Any] = dict(simulations=(60,), ensemble=1)
+    small(tmp_path, train={**SMALL["train"], "init": STARTS}, **few)
+    small(tmp_path, never, train={**SMALL["train"], "init": STARTS.clone()}, **few)
+    with pytest.raises(ValueError, match=r"expected a store made with train {'init': 'sha256"):
+        small(tmp_path, never, train={**SMALL["train"], "init": others}, **few)
+
+
+def own_optimizer() -> Any:
+    def adam(parameters: Any, lr: float) -> torch.optim.Optimizer:
+        return torch.optim.Adam(parameters, lr=lr)
+
+    return adam
+
+
+def test_functions_in_train_are_told_by_their_names(tmp_path: Path) -> None:
+    """Where they lie in memory is another place in the process that goes on."""
+    few: dict[str, Any] = dict(simulations=(60,), ensemble=1)
+    first, other = own_optimizer(), own_optimizer()
+    assert repr(first) != repr(other)
+    small(tmp_path, train={**SMALL["train"], "optimizer": first}, **few)
+    small(tmp_path, never, train={**SMALL["train"], "optimizer": other}, **few)
+
+
+def test_usable_is_told_by_what_it_leaves(tmp_path: Path) -> None:
+    few: dict[str, Any] = dict(simulations=(100, 60), ensemble=1)
+    first = numbers(small(tmp_path, usable=lambda x: x[:, 0] > -1.0, **few))
+
+    def renamed(x: Tensor) -> Tensor:
+        return x[:, 0] + 1.0 > 0.0
+
+    assert numbers(small(tmp_path, never, usable=renamed, **few)) == first
+    for other in (None, lambda x: x[:, 0] > -0.9, lambda x: x[:, 0] < 1.0):
+        with pytest.raises(ValueError, match=r"`usable`: expected .* round 1 .*choose another folder"):
+            small(tmp_path, never, usable=other, **few)
+
+
+def test_one_that_leaves_all_is_as_none(stored: Path, undisturbed: list[Any]) -> None:
+    everything = small(stored, never, usable=lambda x: torch.ones(len(x), dtype=torch.bool))
+    assert numbers(everything) == undisturbed
+
+
+def test_a_store_from_before_usable_was_told_by_what_it_leaves(
+    stored: Path, tmp_path: Path, undisturbed: list[Any]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(stored, copy)
+    for path in copy.rglob("usable.visbi"):
+        path.unlink()
+    archive = read_archive(copy / "settings.visbi", "rounds")
+    train = {name: repr(value) for name, value in SMALL["train"].items()}
+    old = {**archive.content, "usable": None, "train": train}
+    write_archive(copy / "settings.visbi", replace(archive, content=old))
+    assert numbers(small(copy, never)) == undisturbed
+    with pytest.raises(ValueError, match=r"made with train {'max_num_iters': '6'}"):
+        small(copy, never, train={**SMALL["train"], "max_num_iters": 6})
+    with pytest.raises(ValueError, match=r"made with usable '.*<lambda>'"):
+        small(copy, never, usable=lambda x: x[:, 0] > -1.0)
+
+
+def test_further_rounds_go_on_from_a_finished_store(
+    stored: Path, tmp_path: Path, counted: dict[str, int]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(stored, copy)
+    longer = (300, 100, 80)
+    before = {path: path.stat().st_mtime_ns for path in copy.glob("round-0?/*.visbi")}
+    grown = numbers(small(copy, simulations=longer))
+    assert (counted["learn"], counted["fit"]) == (1, 1)
+    assert before.items() <= {path: path.stat().st_mtime_ns for path in copy.rglob("*.visbi")}.items()
+    assert grown == numbers(small(None, simulations=longer))
+    assert numbers(small(copy, never, simulations=longer)) == grown
+    with pytest.raises(ValueError, match=r"got .* with simulations \[300, 100, 80\]"):
+        small(copy, never, simulations=(300, 100, 90))
+
+
+def test_fewer_rounds_of_a_store(stored: Path, undisturbed: list[Any]) -> None:
+    settings = (stored / "settings.visbi").read_bytes()
+    first = small(stored, never, simulations=(300,))
+    assert len(first.rounds) == 1 and numbers(first)[1] == undisturbed[1][:1]
+    assert (stored / "settings.visbi").read_bytes() == settings
+    assert numbers(small(stored, never)) == undisturbed
+
+
 def test_another_observation_or_prior(stored: Path) -> None:
-    with pytest.raises(ValueError, match="made with x_o"):
+    with pytest.raises(ValueError, match=r"made with x_o"):
         infer(TASK.simulator, TASK.prior, TASK.x_o + 1, store=stored, **SMALL)
     other = torch.distributions.Independent(Normal(torch.zeros(2), 3 * torch.ones(2)), 1)
     with pytest.raises(ValueError, match="theta"):
@@ -202,8 +300,6 @@ def test_a_folder_of_something_else(tmp_path: Path) -> None:
 
 
 def test_a_damaged_file_says_so(stored: Path, tmp_path: Path) -> None:
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(stored, copy)
     path = copy / "round-01" / "likelihood.visbi"
@@ -213,8 +309,6 @@ def test_a_damaged_file_says_so(stored: Path, tmp_path: Path) -> None:
 
 
 def test_a_store_from_before_likelihoods_were_tested(stored: Path, tmp_path: Path) -> None:
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(stored, copy)
     path = copy / "round-01" / "round.visbi"

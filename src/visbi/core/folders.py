@@ -12,9 +12,25 @@ from typing import Any
 
 from visbi.core.checks import violation
 
-__all__ = ["open_folder", "read_manifest", "write_whole"]
+__all__ = ["as_folder", "differing", "open_folder", "read_manifest", "write_whole"]
 
 _MANIFEST = "manifest.json"
+
+
+def as_folder(path: Any, *, name: str = "store") -> Path:
+    """A path at which there is a folder, or nothing yet.
+
+    Raises:
+        TypeError: it is no path.
+        ValueError: there is a file.
+    """
+    try:
+        folder = Path(path)
+    except TypeError as error:
+        raise TypeError(violation(name, "the path of a folder", type(path).__name__)) from error
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(violation(name, "a folder", f"the file {folder}"))
+    return folder
 
 
 def read_manifest(folder: Path, kind: Mapping[str, Any], *, name: str = "store") -> dict[str, Any] | None:
@@ -76,8 +92,21 @@ def open_folder(
         return
     for key, value in manifest.items():
         if found.get(key) != value:
-            expected = f"a store made with {key} {value!r} (choose another folder for another run)"
-            raise ValueError(violation(name, expected, f"{folder} with {key} {found.get(key)!r}"))
+            asked, had = differing(value, found.get(key))
+            expected = f"a store made with {key} {asked!r} (choose another folder for another run)"
+            raise ValueError(violation(name, expected, f"{folder} with {key} {had!r}"))
+
+
+def differing(asked: Any, had: Any) -> tuple[Any, Any]:
+    """Two values that differ; of two dicts, what they do not share.
+
+    >>> differing({"a": 1, "b": 2}, {"a": 1, "b": 3})
+    ({'b': 2}, {'b': 3})
+    """
+    if not (isinstance(asked, Mapping) and isinstance(had, Mapping)):
+        return asked, had
+    shared = [key for key in asked if key in had and asked[key] == had[key]]
+    return tuple({k: v for k, v in each.items() if k not in shared} for each in (asked, had))  # type: ignore[return-value]
 
 
 def write_whole(path: Path, content: bytes) -> None:

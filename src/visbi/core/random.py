@@ -14,12 +14,15 @@ from torch import Tensor
 
 from visbi.core.checks import non_negative_int
 
-__all__ = ["fresh_seed", "seeded", "spawn_seeds"]
+__all__ = ["checked_seed", "fresh_seed", "root_seed", "seeded", "spawn_seeds"]
 
 
 @contextmanager
 def seeded(seed: int | Tensor | None) -> Iterator[None]:
     """Run a block under `seed` and restore torch's generators afterwards; None changes nothing.
+
+    Raises:
+        ValueError: `seed` is no whole number of at least 0.
 
     >>> with seeded(3):
     ...     a = torch.randn(2)
@@ -31,13 +34,30 @@ def seeded(seed: int | Tensor | None) -> Iterator[None]:
     if seed is None:
         yield
         return
+    number = checked_seed(seed)
     devices = range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
     with torch.random.fork_rng(devices=devices, device_type="cuda"):
         # torch.manual_seed would also leave its seed behind for a CUDA that is started later
-        torch.default_generator.manual_seed(int(seed))
+        torch.default_generator.manual_seed(number)
         if devices:
-            torch.cuda.manual_seed_all(int(seed))
+            torch.cuda.manual_seed_all(number)
         yield
+
+
+def checked_seed(seed: int | Tensor) -> int:
+    """`seed` as an int, or ValueError if it is no whole number of at least 0."""
+    return non_negative_int("seed", seed.item() if isinstance(seed, Tensor) else seed)
+
+
+def root_seed(seed: int | Tensor | None, kept: int | None) -> int:
+    """The seed that was given, else that of work that was `kept`, else a fresh one.
+
+    Raises:
+        ValueError: `seed` is no whole number of at least 0.
+    """
+    if seed is not None:
+        return checked_seed(seed)
+    return fresh_seed() if kept is None else kept
 
 
 def fresh_seed() -> int:

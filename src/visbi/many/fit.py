@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from visbi.core.checks import non_negative_int, positive, positive_int, violation
+from visbi.core.checks import positive, positive_int, violation
+from visbi.core.folders import as_folder
 from visbi.core.parallel import check_workers, in_parallel
 from visbi.core.progress import Progress
-from visbi.core.random import fresh_seed, seeded, spawn_seeds
+from visbi.core.random import root_seed, seeded, spawn_seeds
 from visbi.families.base import Family
 from visbi.fitting.auto import CONCERNS_AUTO, idle_options
 from visbi.fitting.config import TrainOptions
@@ -101,9 +102,9 @@ def fit_many(
     x, options = _observations(x), _options(train)
     check_workers(workers)
     positive("memory", memory)
-    folder = None if store is None else Path(store)
+    folder = None if store is None else as_folder(store)
     manifest = None if folder is None else read_fits_manifest(folder)
-    root = _root_seed(seed, manifest)
+    root = root_seed(seed, None if manifest is None else int(manifest["seed"]))
     template_seed, init_seed, run_seed = spawn_seeds(root, 3)
     with seeded(template_seed):
         template = VIPosterior(potential, prior, q=q)
@@ -160,12 +161,6 @@ def _fitting(template: VIPosterior, options: TrainOptions) -> TrainOptions:
         warnings.warn(f"{names}: of no use to q='auto', which takes no steps of this kind.", stacklevel=4)
     kept = {name: getattr(options, name) for name in CONCERNS_AUTO if name not in idle}
     return TrainOptions(**kept)
-
-
-def _root_seed(seed: int | Tensor | None, manifest: dict[str, Any] | None) -> int:
-    if seed is not None:
-        return non_negative_int("seed", seed.item() if isinstance(seed, Tensor) else seed)
-    return fresh_seed() if manifest is None else int(manifest["seed"])
 
 
 def _job(template: VIPosterior, x: Tensor, options: TrainOptions, x_is_iid: bool) -> tuple[Probe, Job]:

@@ -12,7 +12,6 @@ compared.
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from visbi.core.archive import Archive, ArchiveError, read_archive, write_archiv
 from visbi.core.checks import violation
 from visbi.core.encoding import Decoder, Encoder, Otherwise, described
 from visbi.core.folders import open_folder, read_manifest
+from visbi.core.words import digest, in_words
 from visbi.fitting.config import TrainOptions
 from visbi.many.record import Record
 from visbi.many.work import Job
@@ -133,13 +133,13 @@ def fingerprint(template: VIPosterior, q: Any, x: Tensor, options: TrainOptions)
         options: of the fits.
     """
     chosen = {entry.name: getattr(options, entry.name) for entry in dataclasses.fields(options)}
-    told = {name: _word(value) for name, value in chosen.items() if name not in _SHOWN_ONLY}
+    told = {name: in_words(value) for name, value in chosen.items() if name not in _SHOWN_ONLY}
     family = q if isinstance(q, str) else described(q)
     if not options.retrain_from_scratch:
-        family += f" {_digest(*template.q.state_dict().values())}"
+        family += f" {digest(*template.q.state_dict().values())}"
     return {
         "n_obs": len(x),
-        "x": f"{tuple(x.shape)} {_digest(x)}",
+        "x": f"{tuple(x.shape)} {digest(x)}",
         "q": family,
         "vi_method": template.vi_method,
         "options": told,
@@ -155,19 +155,6 @@ def _job_file(job: Job, x: Tensor) -> Archive:
     shared = {"x": x, "options": options, "in_rows": job.in_rows, "x_is_iid": job.x_is_iid}
     content = encoder.encode(shared, "job")
     return Archive("fits of many", content, encoder.tensors, __version__)
-
-
-def _word(value: Any) -> Any:
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    return _digest(value) if isinstance(value, Tensor) else described(value)
-
-
-def _digest(*tensors: Tensor) -> str:
-    total = hashlib.sha256()
-    for tensor in tensors:
-        total.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return f"sha256 {total.hexdigest()}"
 
 
 def _alike(known: list[float], values: list[float]) -> bool:

@@ -32,9 +32,10 @@ from visbi.priors.blocks import UniformBlock
 from visbi.priors.transforms import Coordinates
 from visbi.simulators import Simulations
 
-__all__ = ["Learning", "learning_set", "usable_runs"]
+__all__ = ["FEWEST_KEPT", "Learning", "learning_set", "usable_runs"]
 
-_MIN_KEPT = 50
+FEWEST_KEPT = 50
+"""Runs that a likelihood is learnt from."""
 _FEW_ENTRIES = 16  # of x, up to which splines are affordable
 _BATCHES, _SMALLEST, _LARGEST = 20, 50, 400  # of an epoch, and rows in one
 _COOL_AFTER, _PATIENCE = 3, 8  # epochs, of
@@ -117,21 +118,19 @@ def _narrowed(earlier: TrainedLikelihood, x: Tensor) -> bool:
 
 def learning_set(
     runs: Sequence[Simulations], usable: Callable[[Tensor], Tensor] | None
-) -> tuple[Tensor, Tensor]:
-    """theta (N, D) and x (N, ...) of all runs so far that are usable.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """theta (N, D) and x (N, ...) of all runs so far that are usable, and which of them all these are, bool.
 
     Raises:
         ValueError: too few of them, or a `usable` that does not return one bool for each.
     """
     theta, x = torch.cat([s.theta for s in runs]), torch.cat([s.x for s in runs])
-    if len(theta) < _MIN_KEPT:
-        raise ValueError(violation("simulations", f"at least {_MIN_KEPT} successful runs", len(theta)))
-    if usable is None:
-        return theta, x
-    keep = _kept(usable, x)
-    if int(keep.sum()) < _MIN_KEPT:
-        raise ValueError(violation("usable", f"to keep at least {_MIN_KEPT} runs", int(keep.sum())))
-    return theta[keep], x[keep]
+    if len(theta) < FEWEST_KEPT:
+        raise ValueError(violation("simulations", f"at least {FEWEST_KEPT} successful runs", len(theta)))
+    keep = torch.ones(len(x), dtype=torch.bool) if usable is None else _kept(usable, x)
+    if int(keep.sum()) < FEWEST_KEPT:
+        raise ValueError(violation("usable", f"to keep at least {FEWEST_KEPT} runs", int(keep.sum())))
+    return theta[keep], x[keep], keep
 
 
 def usable_runs(runs: Simulations, usable: Callable[[Tensor], Tensor] | None) -> Simulations:

@@ -22,20 +22,22 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 from torch.distributions import Distribution
 
 from visbi.certificate.predictive import PredictiveCheck
 from visbi.certificate.report import GOOD
-from visbi.core.checks import finite_tensor, in_interval, one_of, positive_int, violation
-from visbi.core.random import fresh_seed, seeded, spawn_seeds
+from visbi.core.checks import finite_tensor, positive_int, violation
+from visbi.core.folders import as_folder
+from visbi.core.random import root_seed, seeded, spawn_seeds
 from visbi.core.types import Seed
-from visbi.estimators import FLOWS, TrainedLikelihood, TrainingOptions
-from visbi.fitting.config import AUTO, TrainOptions
+from visbi.estimators import TrainedLikelihood, TrainingOptions
+from visbi.fitting.config import AUTO
 from visbi.posterior import VIPosterior
 from visbi.potentials import LikelihoodPotential
 from visbi.priors import as_prior, coordinates
@@ -43,6 +45,7 @@ from visbi.rounds.errors import Errors, error_of_q, likelihood_spread, moved
 from visbi.rounds.foreign import among_runs
 from visbi.rounds.learning import Learning, learning_set, usable_runs
 from visbi.rounds.local import FEWEST_RUNS, likelihood_test, place_to_test
+from visbi.rounds.plan import Plan, counts_of
 from visbi.rounds.proposal import RoundProposal
 from visbi.rounds.result import Inference, Round
 from visbi.rounds.stopping import reason_to_stop
@@ -62,7 +65,7 @@ def infer(
     prior: Distribution,
     x_o: Tensor,
     *,
-    simulations: int | Sequence[int] = 10_000,
+    simulations: int | Sequence[int] | np.ndarray | Tensor = 10_000,
     rounds: int = 4,
     q: str = AUTO,
     prior_share: float = 0.2,
@@ -86,8 +89,8 @@ def infer(
         simulator: theta -> x, single or batched, NumPy or torch; see `visbi.simulators.simulate`. Runs that
             fail are left out, so the likelihood is that of runs that succeed.
         prior: over theta, event_shape (D,).
-        x_o: the observation, of the shape of one x.
-        simulations: runs in all rounds together, or in each of them.
+        x_o: the observation, of the shape of one x; a number where the simulator returns one.
+        simulations: runs in all rounds together, or in each of them, 50 at least in the first.
         rounds: how many; the first simulates at draws of the prior. Not used if `simulations` says.
         q: the family of the posterior; "auto" finds one, and corrects its draws. In later rounds either
             starts from the q before.
@@ -106,6 +109,7 @@ def infer(
         workers: processes that simulate, and that train the networks of the ensemble.
         store: a folder that keeps finished chunks of simulations, networks and fits. The same call on the
             same folder goes on where a killed one stopped and gives the same numbers as an undisturbed run.
+            So does one that asks for further rounds after the same ones.
         seed: makes everything repeatable and leaves torch's global generator alone; None draws one from it,
             or takes that of an existing `store`.
         show_progress_bar: show them.
@@ -113,7 +117,9 @@ def infer(
 
     Raises:
         ValueError: x_o not finite or of another shape than x, numbers out of range, too few usable runs, a
-            `usable` that does not return one bool for each, or a `store` of another inference.
+            `usable` that does not return one bool for each or leaves other runs than before in the same
+            `store`, or a `store` of another inference.
+        TypeError: an argument of the wrong kind, or an unknown keyword in `train`.
 
     Warns:
         UserWarning: x_o is foreign to the first round's runs, by `certificate.prior_predictive_check`; the
@@ -126,16 +132,11 @@ def infer(
     >>> result.posterior.sample((5,)).shape, result.n_simulations, result.errors.spend_on
     (torch.Size([5, 2]), 600, 'more simulations')
     """
-    in_interval("prior_share", prior_share, 0.0, 1.0, closed="lr")
-    one_of("flow", flow, (AUTO, *FLOWS))
-    with seeded(0):  # says what is wrong with a name before anything is simulated
-        VIPosterior(_flat, as_prior(prior), q=q)
-    TrainOptions.from_keywords(dict(train or {}))
-    plan = _Plan(
+    plan = Plan(
         simulator=simulator,
         prior=as_prior(prior),
         x_o=finite_tensor("x_o", x_o),
-        counts=_counts(simulations, rounds),
+        counts=counts_of(simulations, rounds),
         q=q,
         prior_share=prior_share,
         usable=usable,
@@ -146,44 +147,23 @@ def infer(
             ensemble=positive_int("ensemble", ensemble),
             options=options,
         ),
-        train=dict(train or {}),
+        train={} if train is None else train,
         workers=workers,
         show=show_progress_bar,
+        stop_early=stop_early,
+        on_round=on_round,
     )
-    folder = None if store is None else Path(store)
-    root = _root_seed(seed, folder)
-    kept = None if folder is None else RoundStore.open(folder, plan.prior, _settings(plan, root))
-    return _run(plan, kept, root, stop_early, on_round)
+    folder = None if store is None else as_folder(store)
+    root = root_seed(seed, None if folder is None else seed_of(folder))
+    kept = None
+    if folder is not None:
+        kept = RoundStore.open(
+            folder, plan.prior, plan.settings(root), former=plan.former_settings(), train=plan.train
+        )
+    return _run(plan, kept, root)
 
 
-def _flat(theta: Tensor, x_o: Tensor | None) -> Tensor:
-    return theta.new_zeros(len(theta))
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Plan:
-    """What was asked for, checked."""
-
-    simulator: Callable[..., Any]
-    prior: Distribution
-    x_o: Tensor
-    counts: tuple[int, ...]
-    q: str
-    prior_share: float
-    usable: Callable[[Tensor], Tensor] | None
-    learning: Learning
-    train: dict[str, Any]
-    workers: int | None
-    show: bool
-
-
-def _run(
-    plan: _Plan,
-    store: RoundStore | None,
-    root: int,
-    stop_early: bool,
-    on_round: Callable[[Round], None] | None,
-) -> Inference:
+def _run(plan: Plan, store: RoundStore | None, root: int) -> Inference:
     seeds = spawn_seeds(root, _SEEDS * len(plan.counts))
     runs: list[Simulations] = []
     done: list[Round] = []
@@ -211,9 +191,9 @@ def _run(
                 warnings.warn(f"x_o among the prior's simulations: {among}. {advice}", stacklevel=3)
         last = _round(plan, runs, last, store, own)
         done.append(replace(last, posterior=copy.copy(last.posterior)))
-        if on_round is not None:
-            on_round(done[-1])
-        if stop_early and (settled := reason_to_stop([each.errors for each in done])):
+        if plan.on_round is not None:
+            plan.on_round(done[-1])
+        if plan.stop_early and (settled := reason_to_stop([each.errors for each in done])):
             reason = settled
             break
     report = done[-1].report
@@ -222,7 +202,7 @@ def _run(
     return Inference(done[-1].posterior, tuple(runs), tuple(done), reason, among)
 
 
-def _among(plan: _Plan, runs: Simulations) -> PredictiveCheck | None:
+def _among(plan: Plan, runs: Simulations) -> PredictiveCheck | None:
     """How odd x_o is among the first round's runs; found anew where a store has them: nothing is random."""
     if not len(runs):
         return None  # the shape of x is not known; `learning_set` says what is wrong
@@ -230,13 +210,13 @@ def _among(plan: _Plan, runs: Simulations) -> PredictiveCheck | None:
 
 
 def _round(
-    plan: _Plan, runs: list[Simulations], before: Round | None, store: RoundStore | None, seeds: list[int]
+    plan: Plan, runs: list[Simulations], before: Round | None, store: RoundStore | None, seeds: list[int]
 ) -> Round:
     """The round after the last of the runs: learnt, fitted and judged, or taken from the store."""
     number = len(runs) - 1
     x_o = _one_observation(plan.x_o, runs[0].x)
-    theta, x = learning_set(runs, plan.usable)
-    learnt = None if store is None else store.likelihood(number)
+    theta, x, keep = learning_set(runs, plan.usable)
+    learnt = None if store is None else store.likelihood(number, keep)
     if learnt is None:
         earlier = None if before is None else before.likelihood
         coords = coordinates(plan.prior)
@@ -250,7 +230,7 @@ def _round(
             show_progress_bar=plan.show,
         )
         if store is not None:
-            store.save_likelihood(number, learnt)
+            store.save_likelihood(number, learnt, keep)
     finished = None if store is None else store.round(number)
     if finished is None:
         posterior = _fitted(plan, learnt, x_o, before, seeds[2])
@@ -265,7 +245,7 @@ def _round(
 
 
 def _fitted(
-    plan: _Plan, learnt: TrainedLikelihood, x_o: Tensor, before: Round | None, seed: int
+    plan: Plan, learnt: TrainedLikelihood, x_o: Tensor, before: Round | None, seed: int
 ) -> VIPosterior:
     """q fitted to the learnt likelihood, from the q before; q="auto" looks around anew, too."""
     # `init` would lend a named q two moments, q itself lends all weights; a failed one is no place to start
@@ -317,42 +297,10 @@ def _tested(errors: Errors, runs: Simulations, x_o: Tensor, before: Round | None
     return replace(errors, likelihood_p=test.p_value, likelihood_finding=str(test))
 
 
-def _counts(simulations: int | Sequence[int], rounds: int) -> tuple[int, ...]:
-    """Simulations of each round."""
-    if isinstance(simulations, Sequence):
-        if not simulations:
-            raise ValueError(violation("simulations", "a number, or one for each round", simulations))
-        return tuple(positive_int("simulations", n) for n in simulations)
-    total, rounds = positive_int("simulations", simulations), positive_int("rounds", rounds)
-    if total < rounds:
-        raise ValueError(violation("simulations", f"at least one for each of {rounds} rounds", total))
-    first = total // rounds
-    return (*[first] * (rounds - 1), total - first * (rounds - 1))
-
-
-def _root_seed(seed: Seed, folder: Path | None) -> int:
-    if seed is not None:
-        return int(seed)
-    before = None if folder is None else seed_of(folder)
-    return fresh_seed() if before is None else before
-
-
-def _settings(plan: _Plan, root: int) -> dict[str, Any]:
-    """What decides the numbers, as JSON values."""
-    return {
-        "seed": root,
-        "simulations": list(plan.counts),
-        "x_o": plan.x_o.double().flatten().tolist(),
-        "q": str(plan.q),
-        "prior_share": plan.prior_share,
-        "usable": None if plan.usable is None else getattr(plan.usable, "__qualname__", "given"),
-        "train": {name: repr(value) for name, value in sorted(plan.train.items())},
-        **asdict(plan.learning),
-    }
-
-
 def _one_observation(x_o: Tensor, x: Tensor) -> Tensor:
     """x_o as (1, ...), of the shape of the simulations."""
+    if x_o.ndim == 0 and x.shape[1:] == (1,):  # what a simulator returns as a number is x of shape (1,)
+        x_o = x_o[None]
     if x_o.shape == x.shape[1:]:
         return x_o[None].to(x.dtype)
     if x_o.shape == (1, *x.shape[1:]):

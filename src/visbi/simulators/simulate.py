@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from visbi.core.checks import finite_tensor, non_negative_int, positive_int, violation
+from visbi.core.checks import finite_tensor, positive_int, violation
+from visbi.core.folders import as_folder
 from visbi.core.parallel import check_workers
-from visbi.core.random import fresh_seed, spawn_seeds
+from visbi.core.random import root_seed, spawn_seeds
 from visbi.simulators.calling import CallStyle, Simulator, detect
 from visbi.simulators.chunk import ChunkResult, check_shape
 from visbi.simulators.execution import Plan, run_plan
@@ -70,7 +71,8 @@ def simulate(
         `Simulations` in the order of the thetas; x has the dtype of theta.
 
     Raises:
-        TypeError: `simulator` is not callable, or `proposal` neither samples nor is a tensor.
+        TypeError: `simulator` is not callable, `proposal` neither samples nor is a tensor, or `store` is no
+            path.
         ValueError: a number out of range, thetas not (n, D) or not finite, outputs of unlike shapes, a
             `store` of another run, or not one successful run (the message shows the first failure).
 
@@ -89,22 +91,16 @@ def simulate(
     check_workers(workers)
     if batch_size is not None:
         batch_size = positive_int("batch_size", batch_size)
-    folder = None if store is None else Path(store)
+    folder = None if store is None else as_folder(store)
     manifest = None if folder is None else read_manifest(folder)
 
-    root = _root_seed(seed, manifest)
+    root = root_seed(seed, None if manifest is None else int(manifest["seed"]))
     theta_seed, probe_seed, run_seed = spawn_seeds(root, 3)
     theta = _draw(proposal, n, theta_seed)
     style = _style(simulator, theta, probe_seed, batched, manifest)
     plan = Plan(simulator, style, theta, run_seed, _rows_per_chunk(n, style, batch_size))
     chunks = None if folder is None else ChunkStore.open(folder, _manifest(plan, root), code_of(simulator))
     return _gather(theta, run_plan(plan, chunks, workers, show_progress_bar), root)
-
-
-def _root_seed(seed: int | Tensor | None, manifest: dict[str, Any] | None) -> int:
-    if seed is not None:
-        return non_negative_int("seed", seed.item() if isinstance(seed, Tensor) else seed)
-    return fresh_seed() if manifest is None else int(manifest["seed"])
 
 
 def _draw(proposal: Any, n: int, seed: int) -> Tensor:
