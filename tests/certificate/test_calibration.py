@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from calibration_cases import WRONG, Cases, cases, wrong_q
 from visbi.certificate import WeightedDraws, expected_coverage, sbc, tarp
@@ -75,6 +76,35 @@ def test_wrong_weights_of_one_parameter_are_that_parameter_s() -> None:
     assert expected_coverage(right.theta, draws, seed=1).verdicts[1] == "biased"
     of_tarp = tarp(right.theta, draws, names=["a", "b", "c"], seed=1)
     assert of_tarp.verdict == "biased" and "below the draws of b" in str(of_tarp)
+
+
+@pytest.mark.parametrize(
+    ("dim", "how", "verdict"),
+    [
+        (2, {"shift": 2.0}, "biased"),
+        (5, {"shift": 1.0}, "biased"),
+        (5, {"scale": 0.6, "shift": 0.1}, "over-confident"),
+        (5, {"scale": 0.7}, "over-confident"),
+        (5, {"scale": 1.4}, "under-confident"),
+        (5, {}, "calibrated"),
+    ],
+)
+def test_balls_tell_a_shift_of_every_parameter_from_narrowness(
+    dim: int, how: dict[str, float], verdict: str
+) -> None:
+    """Where all draws lie elsewhere, balls around random points hold too few truths, too."""
+    for seed in range(4):
+        found = tarp(*shifted(seed, dim, **how), alpha=0.001, seed=seed)
+        assert found.verdict == verdict, str(found)
+        assert verdict != "biased" or "the truths lie below the draws" in str(found)
+
+
+def shifted(seed: int, dim: int, *, scale: float = 1.0, shift: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Truths, and draws whose deviations are `scale` times and mean is off by `shift` of the right ones."""
+    with seeded(seed):
+        theta = torch.randn(300, dim)
+        x = theta + torch.randn(300, dim)
+        return theta, x / 2 + 0.5**0.5 * (scale * torch.randn(100, 300, dim) + shift)
 
 
 def test_corrected_draws_are_right_where_raw_ones_are_not() -> None:

@@ -23,13 +23,11 @@ from visbi.certificate.ranks import (
     checked_densities,
     checked_names,
     checked_pairs,
-    clear,
     density_verdict,
+    lie_aside,
     p_text,
     ranks_among,
     shift_score,
-    spread_score,
-    unit,
 )
 from visbi.certificate.uniformity import Curve, curve, holm
 from visbi.core.checks import in_interval
@@ -145,9 +143,9 @@ def expected_coverage(
     p_values = np.array([each.p_value for each in curves])
     corrected = holm(p_values)
     entered = _levels(outside, grid)
-    sides = [_aside(ranks, n_draws)] * len(labels)
+    sides = [lie_aside(ranks, n_draws)] * len(labels)
     if log_q is None:
-        sides = [_aside(column[:, None], n_draws) for column in ranks.unbind(1)]
+        sides = [lie_aside(column[:, None], n_draws) for column in ranks.unbind(1)]
     said = [_verdict(score, aside) for score, aside in zip(shift_score(entered).tolist(), sides, strict=True)]
     return Coverage(
         names=labels,
@@ -165,14 +163,6 @@ def _levels(values: Tensor, grid: Tensor) -> Tensor:
     grid = grid.sort().values
     below, upto = (torch.searchsorted(grid, values.contiguous(), right=right) for right in (False, True))
     return 0.5 * (below + upto).double() / len(grid)
-
-
-def _aside(ranks: Tensor, n_draws: int) -> bool:
-    """Whether truths lie on one side of the draws more clearly than at their edges."""
-    u = unit(ranks, n_draws)
-    shift, spread = shift_score(u).abs(), spread_score(u, n_draws).abs()
-    i = int(torch.maximum(shift, spread).argmax())
-    return bool(shift[i] > clear(ranks.shape[1]) and shift[i] >= spread[i])
 
 
 def _verdict(late: float, aside: bool) -> str:

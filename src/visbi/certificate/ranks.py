@@ -27,6 +27,7 @@ __all__ = [
     "checked_pairs",
     "clear",
     "density_verdict",
+    "lie_aside",
     "p_text",
     "parameter_verdict",
     "ranks_among",
@@ -112,6 +113,23 @@ def spread_score(u: Tensor, n_draws: int) -> Tensor:
     square = (unit(torch.arange(n_draws + 1), n_draws) - 0.5).square()
     variance = (u - 0.5).square().mean(0) - (u.mean(0) - 0.5).square()
     return (variance - square.mean()) / square.var(correction=0).sqrt() * len(u) ** 0.5
+
+
+def lie_aside(ranks: Tensor, n_draws: int) -> bool:
+    """Whether truths lie on one side of the draws more clearly than at their edges.
+
+    Args:
+        ranks: (n_obs, D) of the truths among the draws.
+        n_draws: how many draws there are.
+
+    >>> high, at_both_ends = torch.full((100, 1), 9), torch.tensor([0, 10]).repeat(50)[:, None]
+    >>> lie_aside(high, 10), lie_aside(at_both_ends, 10)
+    (True, False)
+    """
+    u = unit(ranks, n_draws)
+    shift, spread = shift_score(u).abs(), spread_score(u, n_draws).abs()
+    i = int(torch.maximum(shift, spread).argmax())
+    return bool(shift[i] > clear(ranks.shape[1]) and shift[i] >= spread[i])
 
 
 def clear(n: int = 1) -> float:

@@ -13,6 +13,9 @@ Beside the curve:
           other: the correlation of f with the direction from the draws' mean to r, times sqrt(n), is
           standard normal if q is right. This is ours.
 
+Balls around wrong places hold too little as narrow ones do: what looks over-confident is bias if the
+parameters' ranks speak of a shift more than of a spread (`ranks.lie_aside`), as for expected coverage.
+
 References are uniform in the box that holds the middle 99 % of all draws; distances are in units of its
 sides.
 """
@@ -29,6 +32,7 @@ from visbi.certificate.ranks import (
     checked_names,
     checked_pairs,
     clear,
+    lie_aside,
     p_text,
     ranks_among,
     spread_score,
@@ -129,6 +133,7 @@ def tarp(
             points = (_checked_references(references, theta) - low) / side
         ranks = ranks_among((theta - points).norm(dim=-1), (draws - points).norm(dim=-1))
         ks_p_value = kolmogorov_smirnov(ranks, n_draws + 1)
+        aside = lie_aside(ranks_among(theta, draws), n_draws)
     found = curve(ranks, torch.arange(n_draws + 1))
     f = unit(ranks, n_draws)
     atc = float((1 - f.clamp_min(0.5)).mean()) - 3 / 8
@@ -139,6 +144,7 @@ def tarp(
             corrected < alpha,
             narrow=max(-atc * len(f) ** 0.5 / _ATC_DEVIATION, float(spread_score(f, n_draws)), key=abs),
             bias=float(bias.abs().max()),
+            aside=aside,
         ),
         p_value=float(corrected.min()),
         curve=found,
@@ -174,12 +180,14 @@ def _bias(f: Tensor, away: Tensor) -> Tensor:
     return (-(f - f.mean())[:, None] * way).mean(0) / deviation.clamp_min(1e-300) * len(f) ** 0.5
 
 
-def _verdict(wrong: np.ndarray, *, narrow: float, bias: float) -> str:
+def _verdict(wrong: np.ndarray, *, narrow: float, bias: float, aside: bool) -> str:
     """From what is wrong, curve first, then biases, and from the clearest scores of narrowness and bias."""
     if not wrong.any():
         return "calibrated"
     if wrong[1:].any() and bias >= abs(narrow):
         return "biased"
-    if abs(narrow) >= clear(2):
-        return "over-confident" if narrow > 0 else "under-confident"
-    return "biased" if wrong[1:].any() else "miscalibrated"
+    if -narrow >= clear(2):
+        return "under-confident"
+    if aside or (wrong[1:].any() and narrow < clear(2)):
+        return "biased"
+    return "over-confident" if narrow >= clear(2) else "miscalibrated"
