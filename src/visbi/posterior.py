@@ -24,7 +24,7 @@ from torch.distributions import Distribution, Transform
 from visbi.certificate.correction import WeightedDraws
 from visbi.certificate.report import FitError, Report
 from visbi.certificate.weights import MIN_DRAWS
-from visbi.core.checks import finite_tensor, one_of, positive_int, violation
+from visbi.core.checks import checked_shape, finite_tensor, floating_tensor, one_of, positive_int, violation
 from visbi.core.devices import move
 from visbi.core.random import fresh_seed, seeded
 from visbi.core.types import LogDensity, Seed, Shape, ZScore
@@ -563,7 +563,7 @@ class VIPosterior:
                 nothing to correct with, because the potential is finite at no draw.
             TypeError: `sample_shape` is no shape.
         """
-        fit, shape = self._fitted(x), _shape(sample_shape)
+        fit, shape = self._fitted(x), checked_shape("sample_shape", sample_shape)
         if not (fit.corrects if correct is None else correct):
             return fit.sample(shape)
         if self._coords.low.is_meta:  # no weights there
@@ -624,7 +624,10 @@ class VIPosterior:
         """
         at_once = positive_int("max_sampling_batch_size", max_sampling_batch_size)
         if isinstance(self._state, AmortizedFit):
-            fit, shape = self._state.at(_observation(x).to(self._device)), _shape(sample_shape)
+            fit, shape = (
+                self._state.at(_observation(x).to(self._device)),
+                checked_shape("sample_shape", sample_shape),
+            )
             return self._corrected_at_each(shape, fit) if correct else fit.sample_batched(shape, at_once)
         raise NotImplementedError(
             "This q belongs to one observation. Use train_amortized() before sample_batched(), "
@@ -989,11 +992,7 @@ class VIPosterior:
         return f"VIPosterior(D={self._coords.dim_theta}, {self._state.described})"
 
     def _theta(self, theta: Any) -> Tensor:
-        try:
-            theta = torch.as_tensor(theta).to(self._device)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(violation("theta", "a tensor", type(theta).__name__)) from error
-        theta = theta if theta.is_floating_point() else theta.to(self._coords.dtype)
+        theta = floating_tensor("theta", theta, self._coords.low)
         theta = theta[None] if theta.ndim == 1 else theta
         if theta.ndim != 2 or theta.shape[-1] != self._coords.dim_theta:
             raise ValueError(
@@ -1031,13 +1030,3 @@ def _of_one_observation(name: str, fit: SingleFit | AutoFit | AmortizedFit) -> S
     if isinstance(fit, AmortizedFit):
         raise ValueError(violation(name, "a fit to one observation", "an amortised one"))
     return fit
-
-
-def _shape(sample_shape: Shape) -> torch.Size:
-    try:
-        shape = torch.Size(sample_shape)
-    except TypeError as error:
-        raise TypeError(violation("sample_shape", "a shape such as (100,)", repr(sample_shape))) from error
-    if any(n < 0 for n in shape):
-        raise ValueError(violation("sample_shape", "no negative number", tuple(shape)))
-    return shape

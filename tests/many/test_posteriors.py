@@ -3,7 +3,9 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -27,6 +29,57 @@ def test_it_is_a_sequence(found: Posteriors) -> None:
     assert found[-1] is found[2] and torch.equal(found[1:].x, X[1:3]) and len(found[:2]) == 2
     with pytest.raises(IndexError):
         found[3]
+
+
+INDICES = [[2, 0], (2, 0), np.array([2, 0]), torch.tensor([-1, -3]), slice(None, None, -2)]
+
+
+@pytest.mark.parametrize("index", INDICES, ids=lambda index: type(index).__name__)
+def test_some_in_another_order(found: Posteriors, index: Any) -> None:
+    some = found[index]
+    assert isinstance(some, Posteriors) and torch.equal(some.x, X[[2, 0]])
+    assert some.reports == (found.reports[2], found.reports[0])
+
+
+def test_some_by_bools_or_none(found: Posteriors) -> None:
+    right = found.x[:, 0] > found.x[0, 0]
+    assert torch.equal(found[right].x, found.x[right]) and len(found[right.tolist()]) == int(right.sum())
+    assert len(found[[]]) == len(found[found.failed]) == len(found[3:]) == 0
+
+
+@pytest.mark.parametrize("index", ["a", 1.0, None, [0.5], ["a"], [True, False], torch.zeros(1, 1).long()])
+def test_what_is_no_index(found: Posteriors, index: Any) -> None:
+    with pytest.raises(TypeError, match="`index`: expected"):
+        found[index]
+
+
+def test_places_that_are_not_there(found: Posteriors) -> None:
+    for index in ([0, 3], torch.tensor([-4])):
+        with pytest.raises(IndexError, match="`index`: expected whole numbers from -3 to 2"):
+            found[index]
+
+
+def test_a_loop_ends_where_there_is_no_fit() -> None:
+    x = X[:3].clone()
+    x[1] = torch.nan
+    some = many(x, "gaussian")
+    with pytest.raises(ValueError, match="no fit to this observation"):
+        list(some)
+    assert len(list(some[[i for i, record in enumerate(some.records) if record.has_fit]])) == 2
+
+
+@pytest.mark.parametrize(("shape", "error"), [((-1,), ValueError), (5, TypeError), (("a",), TypeError)])
+def test_what_is_no_shape(found: Posteriors, shape: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="`sample_shape`: expected"):
+        found.sample(shape)
+
+
+def test_densities_of_numbers_of_any_make(found: Posteriors) -> None:
+    expected = found.log_prob(torch.ones(3, 2))
+    for theta in ([[1, 1]] * 3, np.ones((3, 2), dtype=np.float32), torch.ones(3, 2).long()):
+        torch.testing.assert_close(found.log_prob(theta), expected)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="`theta`: expected a tensor; got str"):
+        found.log_prob("theta")  # type: ignore[arg-type]
 
 
 def test_an_entry_is_a_posterior_like_any_other(found: Posteriors) -> None:
@@ -118,6 +171,8 @@ def test_nothing_to_load(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="`path`: expected a folder of fits"):
         Posteriors.load(tmp_path)
     (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(ValueError, match=r"`path`: expected a folder; got the file .*thesis.tex"):
+        Posteriors.load(tmp_path / "thesis.tex")
     with pytest.raises(ValueError, match="`store`: expected an empty folder or a store of fits"):
         Posteriors.load(tmp_path)
 

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "checked_shape",
     "finite_tensor",
+    "floating_tensor",
     "in_interval",
     "non_negative_int",
     "one_of",
@@ -93,6 +95,34 @@ def finite_tensor(name: str, value: Any) -> Tensor:
         bad = int((~torch.isfinite(tensor)).sum())
         raise ValueError(violation(name, "finite numbers", f"{bad} of {tensor.numel()} NaN or Inf"))
     return tensor
+
+
+def floating_tensor(name: str, value: Any, like: Tensor) -> Tensor:
+    """`value` as a tensor of floating numbers on the device of `like`; whole ones take its dtype.
+
+    Raises:
+        TypeError: it is no array.
+    """
+    try:
+        tensor = torch.as_tensor(value).to(like.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(violation(name, "a tensor", type(value).__name__)) from error
+    return tensor if tensor.is_floating_point() else tensor.to(like.dtype)
+
+
+def checked_shape(name: str, value: Any) -> torch.Size:
+    """`value` as a shape, or TypeError; ValueError if a number in it is negative.
+
+    >>> checked_shape("sample_shape", [2, 3])
+    torch.Size([2, 3])
+    """
+    try:
+        shape = torch.Size(value)
+    except TypeError as error:
+        raise TypeError(violation(name, "a shape such as (100,)", repr(value))) from error
+    if any(n < 0 for n in shape):
+        raise ValueError(violation(name, "no negative number", tuple(shape)))
+    return shape
 
 
 def same_length(name_a: str, a: Tensor, name_b: str, b: Tensor) -> None:

@@ -1,18 +1,20 @@
 """`Posteriors`: a posterior for each of many observations, as a sequence."""
 
+import operator
 import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from visbi.certificate.report import Report
-from visbi.core.checks import one_of, violation
+from visbi.core.checks import checked_shape, floating_tensor, one_of, violation
+from visbi.core.folders import as_folder
 from visbi.core.types import Shape
 from visbi.many.draws import corrected
 from visbi.many.record import NOT_YET, Record, no_fit
@@ -45,9 +47,10 @@ _SHOWN = 8  # failing observations named by `str`
 class Posteriors(Sequence[VIPosterior]):
     """One posterior for each observation: `fit_many` makes it.
 
-    `posteriors[i]` is the `VIPosterior` fitted to `posteriors.x[i]`, `posteriors[2:5]` are some of them,
-    and a loop goes over all. An observation without a fit (x not finite, or a potential that raised) is
-    among `failed`; asking for its posterior is a ValueError, and its draws and densities are NaN.
+    `posteriors[i]` is the `VIPosterior` fitted to `posteriors.x[i]`; `posteriors[2:5]`, `posteriors[[4, 0]]`
+    and `posteriors[posteriors.x[:, 0] > 0]` are some of them, and a loop goes over all. An observation
+    without a fit (x not finite, or a potential that raised) is among `failed`; asking for its posterior is a
+    ValueError, in which a loop ends, too, and its draws and densities are NaN.
 
     Attributes:
         job: what the fits share.
@@ -67,12 +70,20 @@ class Posteriors(Sequence[VIPosterior]):
     def __getitem__(self, index: int) -> VIPosterior: ...
 
     @overload
-    def __getitem__(self, index: slice) -> "Posteriors": ...
+    def __getitem__(self, index: slice | Sequence[int] | np.ndarray | Tensor) -> "Posteriors": ...
 
-    def __getitem__(self, index: int | slice) -> "VIPosterior | Posteriors":
-        if isinstance(index, slice):
-            return Posteriors(self.job, self.x[index], self.records[index])
-        i = range(len(self))[index]
+    def __getitem__(
+        self, index: int | slice | Sequence[int] | np.ndarray | Tensor
+    ) -> "VIPosterior | Posteriors":
+        if _names_several(index):
+            rows = range(len(self))[index] if isinstance(index, slice) else _rows(index, len(self))
+            chosen = torch.tensor(list(rows), dtype=torch.long, device=self.x.device)
+            return Posteriors(self.job, self.x[chosen], tuple(self.records[i] for i in rows))
+        try:
+            i = range(len(self))[operator.index(index)]  # type: ignore[arg-type]
+        except TypeError as error:
+            expected = "a number, a slice, numbers, or a bool for each"
+            raise TypeError(violation("index", expected, repr(index))) from error
         if i not in self._made:
             (x_o,) = self.job.observations(self.x[i : i + 1])
             self._made[i] = self.records[i].posterior(self.job.template, x_o, self.job.options)
@@ -138,8 +149,11 @@ class Posteriors(Sequence[VIPosterior]):
             sample_shape: shape of the draws for each observation.
             correct: whether to correct draws by their importance weights; None: as `VIPosterior.sample`, that
                 is after q="auto".
+
+        Raises:
+            TypeError, ValueError: `sample_shape` is no shape.
         """
-        shape = torch.Size(sample_shape)
+        shape = checked_shape("sample_shape", sample_shape)
         n = max(shape.numel(), 1)  # no family need know how to draw nothing
         low = self.job.template.coordinates.low
         theta = low.new_full((n, len(self), self._dim), torch.nan)
@@ -162,8 +176,10 @@ class Posteriors(Sequence[VIPosterior]):
 
         Raises:
             ValueError: theta of another shape.
+            TypeError: theta is no array.
         """
         one_of("normalized", normalized, ("q", "potential"))
+        theta = floating_tensor("theta", theta, self.job.template.coordinates.low)
         if theta.ndim < 2 or theta.shape[-1] != self._dim or theta.shape[-2] not in (1, len(self)):
             expected = f"shape (..., {len(self)}, {self._dim}), or (..., 1, {self._dim})"
             raise ValueError(violation("theta", expected, tuple(theta.shape)))
@@ -184,10 +200,10 @@ class Posteriors(Sequence[VIPosterior]):
             path: an empty folder, or one that is not there yet.
 
         Raises:
-            ValueError: there is something in it.
+            ValueError: there is something in it, or it is a file.
             OSError: it cannot be written.
         """
-        folder = Path(path)
+        folder = as_folder(path, name="path")
         if folder.exists() and any(folder.iterdir()):
             raise ValueError(violation("path", "an empty folder", f"{folder}"))
         rows = min(_ROWS, max(len(self), 1))
@@ -206,7 +222,7 @@ class Posteriors(Sequence[VIPosterior]):
         Raises:
             ValueError, TypeError, OSError: as for `VIPosterior.load`.
         """
-        folder = Path(path)
+        folder = as_folder(path, name="path")
         manifest = read_fits_manifest(folder)
         if manifest is None:
             raise ValueError(violation("path", "a folder of fits", f"{folder}"))
@@ -218,3 +234,32 @@ class Posteriors(Sequence[VIPosterior]):
             missing = min(rows, n_obs - index * rows)
             records += store.load(index) or [no_fit(NOT_YET)] * missing
         return cls(job, x.to(job.template.coordinates.low.device), tuple(records))
+
+
+def _names_several(index: Any) -> bool:
+    return isinstance(index, slice | list | tuple) or (
+        isinstance(index, np.ndarray | Tensor) and index.ndim > 0
+    )
+
+
+def _rows(index: Any, n: int) -> list[int]:
+    """The places in a sequence of n that numbers, or one bool for each, name.
+
+    Raises:
+        TypeError: they are of another kind.
+        IndexError: there are no such places.
+    """
+    expected = f"whole numbers from {-n} to {n - 1}, or {n} bools"
+    try:
+        chosen = torch.as_tensor(index)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(violation("index", expected, repr(index))) from error
+    if not chosen.numel() and chosen.ndim == 1:
+        return []
+    if chosen.dtype == torch.bool and chosen.shape == (n,):
+        return chosen.nonzero().flatten().tolist()
+    if chosen.ndim != 1 or chosen.is_floating_point() or chosen.is_complex() or chosen.dtype == torch.bool:
+        raise TypeError(violation("index", expected, f"{chosen.dtype} of shape {tuple(chosen.shape)}"))
+    if int(chosen.min()) < -n or int(chosen.max()) >= n:
+        raise IndexError(violation("index", expected, chosen.tolist()))
+    return [i % n for i in chosen.tolist()]
