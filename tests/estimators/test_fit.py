@@ -280,3 +280,14 @@ def test_device_and_precision_of_the_door(fit):
     torch.testing.assert_close(values(double, theta, x), values(single, theta, x), rtol=1e-2, atol=1e-2)
     moved = single.estimator.to("meta")
     assert values(type(single)(moved, ()), theta.to("meta"), x.to("meta")).device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    ("fit", "name"), [(fit_likelihood, "theta_embedding_net"), (fit_ratio, "embedding_net")]
+)
+def test_a_net_that_embeds_nothing_is_named(fit, name):
+    theta, x = torch.randn(400, 2), torch.randn(400, 2)
+    with pytest.raises(TypeError, match=f"`{name}`: expected an nn.Module or None; got int"):
+        fit(theta, x, show_progress_bar=False, **{name: 3})
+    with pytest.raises(ValueError, match=rf"`{name}`: expected one that takes \(M, 2\)"):
+        fit(theta, x, show_progress_bar=False, **{name: torch.nn.Linear(3, 2)})

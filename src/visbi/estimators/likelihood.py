@@ -88,7 +88,7 @@ class NeuralLikelihood(nn.Module):
         self.theta_embedding = nn.Identity() if theta_embedding is None else theta_embedding
         self.flow = ConditionalFlow(
             self.x_shape.numel(),
-            embedded_features(self.theta_embedding, (theta_features,)),
+            embedded_features(self.theta_embedding, (theta_features,), "theta_embedding_net"),
             flow=config.flow,
             num_transforms=config.num_transforms,
             hidden_features=config.hidden_features,

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from visbi.core.checks import one_of
+from visbi.core.checks import one_of, violation
 from visbi.core.spline import spline_flow
 from visbi.core.types import Shape
 from visbi.core.zuko_import import zuko
@@ -152,14 +152,39 @@ class RatioClassifier(nn.Module):
         return self.exit(y).squeeze(-1)
 
 
-def embedded_features(embedding: nn.Module, event_shape: Shape) -> int:
-    """How many features `embedding` makes of one event; found by trying."""
-    training = embedding.training
+def embedded_features(embedding: Any, event_shape: Shape, name: str) -> int:
+    """How many features `embedding` makes of one event; found by trying.
+
+    Args:
+        embedding: (M, *event_shape) -> (M, features); further axes of what it gives count as features.
+        event_shape: of what is embedded.
+        name: of the argument that errors speak of.
+
+    Raises:
+        TypeError: it is no module.
+        ValueError: it does not take such events, or gives something else.
+    """
+    if not isinstance(embedding, nn.Module):
+        raise TypeError(violation(name, "an nn.Module or None", type(embedding).__name__))
+    shape = tuple(event_shape)
     parameter = next(embedding.parameters(), torch.empty(0))
-    with torch.no_grad():
-        probe = embedding.eval()(torch.zeros(2, *event_shape, device=parameter.device))
-    embedding.train(training)
-    return probe.flatten(1).shape[1]
+    training = embedding.training
+    try:
+        with torch.no_grad():
+            made = embedding.eval()(torch.zeros(2, *shape, device=parameter.device))
+    except Exception as error:
+        expected = f"one that takes {_rows_of(shape)}"
+        raise ValueError(violation(name, expected, f"{type(error).__name__}: {error}")) from error
+    finally:
+        embedding.train(training)
+    if not isinstance(made, Tensor) or made.ndim < 2 or len(made) != 2:
+        got = f"shape {tuple(made.shape)} for M = 2" if isinstance(made, Tensor) else type(made).__name__
+        raise ValueError(violation(name, f"one that makes (M, features) of {_rows_of(shape)}", got))
+    return made.flatten(1).shape[1]
+
+
+def _rows_of(shape: tuple[int, ...]) -> str:
+    return f"({', '.join(['M', *map(str, shape)])})"
 
 
 def _blocks(width: int, n: int) -> nn.ModuleList:

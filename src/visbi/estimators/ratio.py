@@ -70,7 +70,7 @@ class NeuralRatio(nn.Module):
         self.embedding = nn.Identity() if embedding is None else embedding
         self.classifier = RatioClassifier(
             theta_features,
-            embedded_features(self.embedding, x_shape),
+            embedded_features(self.embedding, x_shape, "embedding_net"),
             hidden_features=config.hidden_features,
             num_blocks=config.num_blocks,
         )

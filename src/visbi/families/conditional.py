@@ -65,7 +65,7 @@ class ConditionalFamily(nn.Module):
         self.standardise_x = Standardise(x_shape, config.z_score_x)
         self.embedding = nn.Flatten() if embedding_net is None else embedding_net
         dim, width = coords.dim_z, config.hidden_features
-        features = embedded_features(self.embedding, self.x_shape)
+        features = embedded_features(self.embedding, self.x_shape, "embedding_net")
         self.encoder = ResidualNetwork(features, width, width)
         below = 0 if config.flow_type == "gaussian_diag" else dim * (dim - 1) // 2
         self.regression = nn.Linear(features + width, 2 * dim + below)
