@@ -183,6 +183,45 @@ def test_keyword_has_an_effect(change):
     assert trace(**change) != trace()
 
 
+def drops_rows(x):
+    return x.sum()
+
+
+class Own(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+@pytest.mark.parametrize(
+    ("net", "error", "message"),
+    [
+        (3, TypeError, "an nn.Module or None; got int"),
+        (drops_rows, TypeError, "an nn.Module or None; got function"),
+        (nn.Linear(3, 2), ValueError, r"one that takes \(M, 2\); got RuntimeError: mat1"),
+        (
+            Own(drops_rows),
+            ValueError,
+            r"one that makes \(M, features\) of \(M, 2\); got shape \(\) for M = 2",
+        ),
+        (Own(lambda x: x[:1]), ValueError, r"one that makes .*; got shape \(1, 2\) for M = 2"),
+        (Own(lambda x: [x]), ValueError, "one that makes .*; got list"),
+    ],
+)
+def test_a_net_that_embeds_nothing(net, error, message):
+    with pytest.raises(error, match=f"`embedding_net`: expected {message}"):
+        quick(BOX, embedding_net=net)
+
+
+@pytest.mark.parametrize("seed", [-1, torch.tensor(-1)])
+def test_what_is_no_seed(seed):
+    with pytest.raises(ValueError, match="`seed`: expected a whole number >= 0"):
+        quick(BOX, seed=seed)
+
+
 def test_structured_theta_has_an_effect():
     prior = MultivariateNormal(torch.zeros(2), torch.tensor([[1.0, 0.9], [0.9, 1.0]]))
     losses = [quick(prior, z_score_theta=z).trace.loss for z in ("independent", "structured")]
@@ -380,7 +419,7 @@ def test_one_image_is_one_observation_everywhere():
         torch.testing.assert_close(images.potential(theta, x), expected)
     best = images.map(**few)
     assert images.map(image) is images.map(image[None]) is best  # kept, however x is written
-    assert images.report.n_draws == 50_000 and images.evaluate(N=100).n_draws == 100
+    assert images.report.n_draws == 16_384 and images.evaluate(N=100).n_draws == 100
     with pytest.warns(UserWarning, match="replaces the amortised fit"):
         images.train(image, max_num_iters=2, quality_control=False, show_progress_bar=False)
     assert images.default_x.shape == (1, 3, 3)

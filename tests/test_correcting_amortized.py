@@ -107,6 +107,26 @@ def test_equal_seeds_give_equal_draws():
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
 
 
+def test_the_report_is_the_certificate_of_the_default_x():
+    posterior = like_the_prior(lambda theta, x: -0.5 * ((theta - x) / 0.9).square().sum(-1))
+    for row, status in (([0.0, 0.0], "ok"), ([0.5, 0.5], "corrected"), ([8.0, 0.0], "failed")):
+        posterior.set_default_x(torch.tensor(row))
+        certificates = [
+            lambda: posterior.report,
+            lambda: posterior.certify()[0],
+            lambda: evaluated(posterior),
+        ]
+        reports = []
+        for certificate in certificates:
+            with seeded(5):
+                reports.append(certificate())
+        assert [repr(report) for report in reports] == [repr(reports[0])] * 3 and reports[0].status == status
+
+
+def evaluated(posterior):
+    return posterior.evaluate(N=16_384)
+
+
 def test_a_fit_to_one_observation_has_one_report():
     posterior = VIPosterior(narrow, PRIOR, q="auto").train(FAR / 4, seed=0, show_progress_bar=False)
     (report,) = posterior.certify(n_draws=3000)

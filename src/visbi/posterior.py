@@ -736,7 +736,8 @@ class VIPosterior:
         """The certificate of the last fit, of an amortised one at the default x; made on first use."""
         state = self._state.latest(self._x)
         if state.report is None:
-            state = replace(state, report=self._certify(CERTIFICATE_DRAWS))
+            n = POOL if isinstance(state, AmortizedFit) else CERTIFICATE_DRAWS  # as `certify` has it
+            state = replace(state, report=self._certify(n))
             self._state = state
         return state.report
 
@@ -854,7 +855,7 @@ class VIPosterior:
         return posterior.train(lender._x, init=lender, **{"show_progress_bar": False, **train})
 
     def evaluate(self, quality_control_metric: str = "psis", N: int = CERTIFICATE_DRAWS) -> Report:  # noqa: N803
-        """Score q, print the score and return the report.
+        """Score q, print the score and return the report, of an amortised q that of `certify`.
 
         Args:
             quality_control_metric: "psis" (k-hat of the importance weights), "prop" or "prop_prior" (is q
@@ -869,6 +870,11 @@ class VIPosterior:
 
     def _certify(self, n: int) -> Report:
         fit = self._state.latest(self._x)
+        if isinstance(fit, AmortizedFit):
+            from visbi.amortized import certificates  # loads the ladder
+
+            _ = fit.family  # says so where there are several observations
+            return certificates(fit, self.potential_fn, n)[0]
         return certificate(fit, self._log_p(fit.x), n)
 
     def _score(self, metric: str, report: Report, n: int) -> Score:
