@@ -7,7 +7,7 @@ import torch
 from torch.distributions import MultivariateNormal
 
 from mixture_cases import known, of_mixture
-from visbi.fitting.explore import Exploration, _next_beta, explore
+from visbi.fitting.explore import Exploration, explore, next_beta
 from visbi.fitting.moves import StandardNormal
 from visbi.fitting.target import Target, log_standard_normal
 from visbi.priors import BoxUniform, coordinates
@@ -97,7 +97,7 @@ def test_a_gaussian_is_met_in_its_moments(dim):
 @pytest.mark.parametrize("beta", [0.0, 0.3, 0.999])
 def test_a_step_of_any_length_leaves_half_the_weights(scale, beta):
     relative, before = -scale * torch.randn(2, 4000).double().square(), torch.full((2,), beta).double()
-    after = _next_beta(relative, before)
+    after = next_beta(relative, before)
     worth = 1 / ((after - before)[:, None] * relative).softmax(1).square().sum(1) / 4000
     assert bool((torch.where(after == 1, worth >= 0.5, (worth - 0.5).abs() < 0.01)).all())
     assert bool((before < after).all()) and (scale > 1e-3 or after.tolist() == [1.0, 1.0])

@@ -12,8 +12,8 @@ from visbi.certificate.rows import effective_sample_size
 from visbi.certificate.weights import resample
 from visbi.core.rows import picked
 from visbi.families.gaussians import Mixture
-from visbi.fitting.explore import Exploration, explore
-from visbi.fitting.moves import MOVES
+from visbi.fitting.explore import Exploration, explore, next_beta
+from visbi.fitting.moves import FIRST, MOVES
 from visbi.fitting.pool import Pool, Proposal, Trial
 from visbi.fitting.refine import POINTS, ROUNDS, TRIAL
 from visbi.fitting.target import Target, log_standard_normal
@@ -23,6 +23,8 @@ __all__ = ["ALONE", "SEARCHED", "SIDE_BY_SIDE", "Answer", "Effort", "Group", "Re
 SEARCHED = 5
 """Dimensions up to which eight times the draws of the prior meet modes of two thirds the width, or less."""
 _SEEN = 128  # draws of the prior in effect that show where the posterior is as well as particles do
+_NARROW = 2.0  # draws of the prior in effect: one outweighs all others
+_AT_FIRST = 1024  # of them that say where tempering would begin
 _FEW_USABLE = 0.1  # share of the prior's draws
 _FLOW_DIMENSIONS = 4
 
@@ -169,6 +171,8 @@ class Group:
         n_prior: how many of them were not moved.
         seen: what the explorer saw.
         elsewhere: the last q that lacked mass, with Gaussians where that was found; of one fit alone.
+        summit: Gaussians matched at the ends of ascents, where the posterior is far narrower than the prior;
+            of one fit alone.
     """
 
     target: Target
@@ -184,6 +188,7 @@ class Group:
     n_prior: int = 0
     seen: Exploration | None = None
     elsewhere: Mixture | None = None
+    summit: Mixture | None = None
 
     @property
     def alone(self) -> bool:
@@ -213,6 +218,7 @@ class Group:
             self.n_prior,
             None if self.seen is None else self.seen.of_fits(which),
             None if self.elsewhere is None else self.elsewhere.of_fits(which),
+            None if self.summit is None else self.summit.of_fits(which),
         )
 
     def parts(self, which: Tensor) -> tuple["Group | None", "Group | None"]:
@@ -259,17 +265,33 @@ class Group:
                 one = self.one(i)
                 record.best = rung, q.of_fits(one), trial.of_fits(one)
 
+    def prior_in_effect(self) -> float:
+        """How many of the prior's searched draws are worth draws of the posterior, of the worst fit; 0: none
+        were searched.
+        """
+        if not self.n_prior:
+            return 0.0
+        z, ell = self.searched[:, : self.n_prior], self.found[:, : self.n_prior]
+        return float(effective_sample_size(ell - log_standard_normal(z)).min())
+
+    def far_too_wide(self) -> bool:
+        """Whether the prior is so wide beside the posterior that particles take long and may not arrive."""
+        if not self.n_prior or self.prior_in_effect() >= _NARROW:
+            return False
+        few = self.searched[:, : min(self.n_prior, _AT_FIRST)]
+        relative = self.found[:, : few.shape[1]] - log_standard_normal(few)
+        return bool((next_beta(relative, torch.zeros_like(relative[:, 0])) < FIRST).all())
+
     def explore(self, n: int, *, moves: int = MOVES) -> None:
         """Send n particles from the prior to the posterior of every fit; from those of its draws that can be
         used, where these are few. Where so many of its draws lie in the posterior that they stand for it,
         nothing need be sent.
         """
-        if self.n_prior and self.n_prior == self.searched.shape[1]:
+        there = self.prior_in_effect()
+        if there >= _SEEN and self.n_prior == self.searched.shape[1]:
             relative = self.found - log_standard_normal(self.searched)
-            there = int(effective_sample_size(relative).min())
-            if there >= _SEEN:
-                self.seen = Exploration.of_draws(self.searched, relative, min(n, there))
-                return
+            self.seen = Exploration.of_draws(self.searched, relative, min(n, int(there)))
+            return
         usable = torch.isfinite(self.found) if len(self.found) else torch.ones(1, 1, dtype=torch.bool)
         share = usable.double().mean(1)
         start = None

@@ -24,7 +24,7 @@ from visbi.core.rows import picked
 from visbi.fitting.moves import MOVES, Base, Moves, StandardNormal, covariance
 from visbi.fitting.target import Target, log_standard_normal
 
-__all__ = ["Exploration", "explore"]
+__all__ = ["Exploration", "explore", "next_beta"]
 
 _ESS = 0.5
 _MAX_TEMPERATURES = 200
@@ -157,7 +157,7 @@ def explore(
     betas, log_zs, seen, values = [beta], [log_z], [now.z], [now.relative]
     while bool((beta < 1).any()):
         relative = now.relative
-        new = _next_beta(relative, beta) if len(betas) < _MAX_TEMPERATURES else torch.ones_like(beta)
+        new = next_beta(relative, beta) if len(betas) < _MAX_TEMPERATURES else torch.ones_like(beta)
         increments = (new - beta)[:, None] * relative
         log_z = log_z + log_sum_exp(increments, 1) - math.log(n)
         now, beta = now.taken(_resample(increments)), new
@@ -189,7 +189,7 @@ def _resample(log_w: Tensor) -> Tensor:
     return torch.searchsorted(edges, points * edges[:, -1:]).clamp_max(n - 1)
 
 
-def _next_beta(relative: Tensor, beta: Tensor) -> Tensor:
+def next_beta(relative: Tensor, beta: Tensor) -> Tensor:
     """(F,) temperatures at which the weights are worth `_ESS` of the particles; at most 1.
 
     By bisection of the step's logarithm.

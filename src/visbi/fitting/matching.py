@@ -9,7 +9,7 @@ from visbi.core.rows import picked
 from visbi.families.gaussians import Mixture
 from visbi.fitting.climbing import Group
 from visbi.fitting.match import match_gaussian
-from visbi.fitting.mixing import CLEAR, LITTLE, matched_from, refitted
+from visbi.fitting.mixing import CLEAR, LITTLE, at_summits, matched_from, refitted
 from visbi.fitting.mixture import defended, spread_out
 from visbi.fitting.pool import BELIEVED, Trial
 from visbi.fitting.verdicts import EVEN, SPARE, certified
@@ -33,9 +33,14 @@ def gaussian(now: Group) -> Sequence[Group]:
     q = Mixture.of(torch.zeros_like(loc[:, :1]), match.loc[:, None], match.cov[:, None])
     trial = now.pool.tried(defended(q), now.effort.trial)
     now.consider("a Gaussian", q, trial)
+    if now.alone and bool((trial.share < _NEARLY).all()) and now.far_too_wide():
+        now.tell(now.all(), lambda i: f"a Gaussian matched from the prior had {trial.numbers(i)}")
+        q = now.summit = at_summits(now)
+        trial = now.pool.tried(defended(q), now.effort.trial)
+        now.consider(_name(q), q, trial)
     clear = (trial.share > CLEAR) & (trial.khat < EVEN)
     near = clear | ((trial.share > _NEARLY) & (trial.khat < BELIEVED) & (d <= _WIDE))
-    now.tell(~clear, lambda i: f"a Gaussian had {trial.numbers(i)}")
+    now.tell(~clear, lambda i: f"{_name(q)} had {trial.numbers(i)}")
     _try_start(now)
     alone, others = now.parts(near)
     rest = (
@@ -44,6 +49,10 @@ def gaussian(now: Group) -> Sequence[Group]:
         else _only_a_gaussian(alone, q.of_fits(near), trial.of_fits(near), clear=clear[near])
     )
     return [*rest, *([] if others is None else [others])]
+
+
+def _name(q: Mixture) -> str:
+    return "a Gaussian" if q.loc.shape[1] == 1 else "a mixture"
 
 
 def _try_start(now: Group) -> None:
@@ -56,7 +65,7 @@ def _only_a_gaussian(now: Group, q: Mixture, trial: Trial, *, clear: Tensor) -> 
     if now.target.dim <= _WIDE and now.effort.confirming:
         now.explore(now.effort.confirming, moves=1)
     good, nearly = now.parts(clear)
-    rest = [] if good is None else _unless_more(good, "a Gaussian", q.of_fits(clear), spare=CLEAR)
+    rest = [] if good is None else _unless_more(good, _name(q), q.of_fits(clear), spare=CLEAR)
     if nearly is None:
         return rest
     q, _, steady = refitted(nearly, q.of_fits(~clear), trial.of_fits(~clear))

@@ -25,7 +25,7 @@ from visbi.fitting.summits import summits
 from visbi.fitting.verdicts import EVEN, SPARE, certified
 from visbi.fitting.witnesses import hides
 
-__all__ = ["CLEAR", "LITTLE", "matched_from", "mixture", "prior_draws", "refitted"]
+__all__ = ["CLEAR", "at_summits", "LITTLE", "matched_from", "mixture", "prior_draws", "refitted"]
 
 CLEAR = 0.5
 """Effective share of a matched q with which nothing else need be tried."""
@@ -75,8 +75,9 @@ def mixture(now: Group) -> Sequence[Group]:
         fresh = now.pool.tried(defended(other), now.effort.trial)
         best, trial = _better(best, trial, other, fresh)
     if now.alone and now.gradient and bool((trial.merit < _LOST).all()):
-        summit = _at_summits(now, seen)
-        best, trial = _better(best, trial, summit, now.pool.tried(defended(summit), now.effort.trial))
+        now.summit = at_summits(now, seen)
+        fresh = now.pool.tried(defended(now.summit), now.effort.trial)
+        best, trial = _better(best, trial, now.summit, fresh)
     now.consider("a mixture", best, trial)
     # what is not refitted has the masses of its modes from here
     best = best.better(weighed(best, trial), trial.merit > ENOUGH)
@@ -90,13 +91,16 @@ def mixture(now: Group) -> Sequence[Group]:
 
 def _candidates(now: Group, seen: Exploration) -> Iterator[Mixture]:
     """Mixtures to begin with, the better ones first; each is made when it is asked for."""
-    known = [q for q in (now.start, now.elsewhere) if q is not None]  # whatever the explorer saw
+    # whatever the explorer saw
+    known = [q for q in (now.start, now.elsewhere or now.summit) if q is not None]
 
     def with_known(q: Mixture) -> Mixture:
         return reduce(lambda both, other: both.with_(other, 0.5), known, q)
 
     if now.elsewhere is not None:
         yield now.elsewhere
+    elif now.summit is not None:
+        yield now.summit
     unlike = 0
     if now.gradient:
         even = torch.full(seen.z.shape[:2], 1.0 / seen.z.shape[1]).to(seen.z)
@@ -115,10 +119,10 @@ def _better(q: Mixture, trial: Trial, other: Mixture, fresh: Trial) -> tuple[Mix
     return q.better(other, higher), trial.better(fresh, higher)
 
 
-def _at_summits(now: Group, seen: Exploration) -> Mixture:
-    """Gaussians matched at the ends of ascents, from the prior's most promising draws and from particles."""
-    usable = now.usable.double()
-    each = ((now.starts, usable), (seen.z, torch.ones_like(seen.ell)))
+def at_summits(now: Group, seen: Exploration | None = None) -> Mixture:
+    """Gaussians matched at the ends of ascents from the prior's most promising draws, and from particles."""
+    each = [(now.starts, now.usable.double())]
+    each += [] if seen is None else [(seen.z, torch.ones_like(seen.ell))]
     starts = [picked(z, spread_out(z, w / w.sum(1, keepdim=True), _CLIMBERS)) for z, w in each]
     found = summits(now.target, torch.cat(starts, 1))
     return matched(now.target, found.z, found.cov)

@@ -15,7 +15,17 @@ from torch import Tensor
 
 from visbi.fitting.target import Target, log_standard_normal
 
-__all__ = ["LEAPFROG", "MOVES", "Base", "Moves", "Population", "StandardNormal", "covariance", "root"]
+__all__ = [
+    "FIRST",
+    "LEAPFROG",
+    "MOVES",
+    "Base",
+    "Moves",
+    "Population",
+    "StandardNormal",
+    "covariance",
+    "root",
+]
 
 LEAPFROG = 5
 """Steps of a Hamiltonian move, at most; as many walks cost as much."""
@@ -26,7 +36,8 @@ _GAIN = 1.7  # one over the slope of acceptance by the logarithm of the step, th
 _MAX_MOVES, _MAX_WALKS = 12, 40
 MOVES = 2
 """Rounds at a temperature; with one, what is fitted to the particles has more to mend and takes longer."""
-_FIRST = 0.01  # temperature below which far too wide priors spend most of their steps, and
+FIRST = 0.01
+"""Temperature below which far too wide priors spend most of their steps, and"""
 _FIRST_MOVES = 1  # one is enough
 _CORRELATION = 0.5  # moves go on until lag-one correlation falls below
 _STALLED = 0.08  # or falls by less than this in a round
@@ -116,7 +127,7 @@ class Moves:
         scale, start = root(covariance(now.z)), now.z
         most = _MAX_MOVES if self.gradient else _MAX_WALKS
         least = _STALLED if self.gradient else _STALLED / LEAPFROG
-        enough = _FIRST_MOVES if float(beta.max()) < _FIRST else self.least
+        enough = _FIRST_MOVES if float(beta.max()) < FIRST else self.least
         before = 1.0
         for done in range(1, most + 1):
             now = self.round(now, beta, scale)

@@ -20,9 +20,9 @@ from visbi.fitting.target import Target
 
 __all__ = ["Summits", "summits"]
 
-_STEPS = 200  # of an ascent, at most
+_STEPS = 120  # of an ascent, at most
 _LENGTHS = 4.0 ** torch.arange(3, -5, -1)  # of steps that are tried, in quasi-Newton steps
-_GAIN, _STILL = 1e-3, 4  # an ascent that gains less nats, so many times in a row, is there
+_GAIN, _STILL = 1e-3, 3  # an ascent that gains less nats, so many times in a row, is there
 _FAR = 1.0  # prior sds: the longest first step, and longest one without a curvature
 
 

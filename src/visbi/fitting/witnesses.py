@@ -92,6 +92,11 @@ def missing(
     seen = now.independent()
     if seen is not None:
         share = _missing_near(now, *seen, q, log_z, trial)
+    if now.summit is not None:
+        there = missing_at(now, q, defended(now.summit), log_z, trial)
+        if now.alone and isinstance(q, Mixture) and bool((there > FEW).all()):
+            now.elsewhere = _with_more(q, now.summit, there)
+        share = torch.maximum(share, there)
     if bool((share > enough).all()):
         return share
     if now.gradient and now.alone:
@@ -128,8 +133,13 @@ def _missing_uphill(now: Group, q: Proposal, log_z: Tensor, trial: Trial | None)
         trial = None if trial is None else trial.of_fits(there)
         share[there] = missing_at(now.only(there), q.of_fits(there), defended(local), log_z[there], trial)
         if now.alone and isinstance(q, Mixture) and bool((share > FEW).all()):
-            now.elsewhere = q.with_(local, min(float(share[0] / (1 + share[0])), 1 - _LEFT))
+            now.elsewhere = _with_more(q, local, share)
     return share
+
+
+def _with_more(q: Mixture, local: Mixture, share: Tensor) -> Mixture:
+    """q of one fit with what was found where it lacks so much, relative to what it has."""
+    return q.with_(local, min(float(share[0] / (1 + share[0])), 1 - _LEFT))
 
 
 def missing_of_points(now: Group, q: Proposal, trial: Trial) -> Tensor:
