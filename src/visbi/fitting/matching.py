@@ -9,9 +9,10 @@ from visbi.core.rows import picked
 from visbi.families.gaussians import Mixture
 from visbi.fitting.climbing import Group
 from visbi.fitting.match import match_gaussian
-from visbi.fitting.mixing import CLEAR, LITTLE, at_summits, matched_from, refitted
+from visbi.fitting.mixing import CLEAR, LITTLE, matched_from, refitted
 from visbi.fitting.mixture import defended, spread_out
 from visbi.fitting.pool import BELIEVED, Trial
+from visbi.fitting.summits import at_summits
 from visbi.fitting.verdicts import EVEN, SPARE, certified
 from visbi.fitting.witnesses import FEW, hides, missing, missing_at
 

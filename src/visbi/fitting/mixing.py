@@ -21,11 +21,11 @@ from visbi.fitting.flying import fly
 from visbi.fitting.mixture import defended, local_covariances, spread_out
 from visbi.fitting.pool import UNSOUND, Trial
 from visbi.fitting.refine import COMPONENTS, ENOUGH, from_particles, matched, refined, weighed
-from visbi.fitting.summits import summits
+from visbi.fitting.summits import at_summits
 from visbi.fitting.verdicts import EVEN, SPARE, certified
 from visbi.fitting.witnesses import hides
 
-__all__ = ["CLEAR", "at_summits", "LITTLE", "matched_from", "mixture", "prior_draws", "refitted"]
+__all__ = ["CLEAR", "LITTLE", "matched_from", "mixture", "prior_draws", "refitted"]
 
 CLEAR = 0.5
 """Effective share of a matched q with which nothing else need be tried."""
@@ -39,7 +39,6 @@ _AGAIN = 2  # refits after a certificate that failed, but one,
 _FEW_ROUNDS, _SURE = 2, 0.5  # of so few rounds and with such a steady share, where a flow may do
 _ENOUGH_SEEN = 10.0  # draws of the prior in effect, for each dimension, from which a mixture can be fitted
 _LOST = 0.1  # merit of what particles led to below which they may not have arrived
-_CLIMBERS = 8  # ascents from the prior's draws, and as many from particles
 _FEW_DIMENSIONS = 4  # in which mixtures can follow tempered weights from the prior to the posterior
 
 
@@ -75,7 +74,7 @@ def mixture(now: Group) -> Sequence[Group]:
         fresh = now.pool.tried(defended(other), now.effort.trial)
         best, trial = _better(best, trial, other, fresh)
     if now.alone and now.gradient and bool((trial.merit < _LOST).all()):
-        now.summit = at_summits(now, seen)
+        now.summit = at_summits(now)
         fresh = now.pool.tried(defended(now.summit), now.effort.trial)
         best, trial = _better(best, trial, now.summit, fresh)
     now.consider("a mixture", best, trial)
@@ -117,15 +116,6 @@ def _better(q: Mixture, trial: Trial, other: Mixture, fresh: Trial) -> tuple[Mix
     """q, or the other where its merit is clearly higher."""
     higher = fresh.merit > _CLEARLY * trial.merit
     return q.better(other, higher), trial.better(fresh, higher)
-
-
-def at_summits(now: Group, seen: Exploration | None = None) -> Mixture:
-    """Gaussians matched at the ends of ascents from the prior's most promising draws, and from particles."""
-    each = [(now.starts, now.usable.double())]
-    each += [] if seen is None else [(seen.z, torch.ones_like(seen.ell))]
-    starts = [picked(z, spread_out(z, w / w.sum(1, keepdim=True), _CLIMBERS)) for z, w in each]
-    found = summits(now.target, torch.cat(starts, 1))
-    return matched(now.target, found.z, found.cov)
 
 
 def _modes_among(z: Tensor, q: Mixture) -> int:

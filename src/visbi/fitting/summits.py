@@ -16,10 +16,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from visbi.core.rows import picked
+from visbi.families.gaussians import Mixture
+from visbi.fitting.climbing import Group
+from visbi.fitting.mixture import spread_out
+from visbi.fitting.refine import matched
 from visbi.fitting.target import Target
 
-__all__ = ["Summits", "summits"]
+__all__ = ["Summits", "at_summits", "summits"]
 
+_CLIMBERS = 8  # ascents from the prior's draws, and as many from particles
 _STEPS = 120  # of an ascent, at most
 _LENGTHS = 4.0 ** torch.arange(3, -5, -1)  # of steps that are tried, in quasi-Newton steps
 _GAIN, _STILL = 1e-3, 3  # an ascent that gains less nats, so many times in a row, is there
@@ -38,6 +44,19 @@ class Summits:
     z: Tensor
     ell: Tensor
     cov: Tensor
+
+
+def at_summits(now: Group) -> Mixture:
+    """Gaussians matched at the ends of ascents from the prior's most promising draws, and from particles.
+
+    Raises:
+        BudgetReached: the target's budget is used up.
+    """
+    each = [(now.starts, now.usable.double())]
+    each += [] if now.seen is None else [(now.seen.z, torch.ones_like(now.seen.ell))]
+    starts = [picked(z, spread_out(z, w / w.sum(1, keepdim=True), _CLIMBERS)) for z, w in each]
+    found = summits(now.target, torch.cat(starts, 1))
+    return matched(now.target, found.z, found.cov)
 
 
 def summits(target: Target, z: Tensor) -> Summits:

@@ -24,6 +24,7 @@ from visbi.fitting.hidden import with_hidden
 from visbi.fitting.mixture import defended
 from visbi.fitting.pool import Proposal, Trial
 from visbi.fitting.refine import around
+from visbi.fitting.summits import at_summits
 from visbi.fitting.uphill import too_low, tops
 
 __all__ = ["FEW", "doubts", "hides", "missing", "missing_at", "missing_of_points"]
@@ -36,6 +37,7 @@ _WITNESSES = 20  # points in effect; fewer may be a tail's chance
 _MISSING = 0.02  # share of the mass beyond which an answer is in doubt
 _SURE, _MORE = 2.0, 4  # errors of a difference that is one, and times as many draws where it may be
 _LEFT = 1e-6  # of the mass, to q, however little it has beside what it lacks
+_BELOW, _BELOW_EACH = 3.0, 0.2  # nats that particles' evidence may lack, and more for each dimension
 _DRIFT = 5.0  # standard errors
 
 
@@ -92,6 +94,8 @@ def missing(
     seen = now.independent()
     if seen is not None:
         share = _missing_near(now, *seen, q, log_z, trial)
+    if now.summit is None and now.alone and now.gradient and _sunk(now, log_z):
+        now.summit = at_summits(now)
     if now.summit is not None:
         there = missing_at(now, q, defended(now.summit), log_z, trial)
         if now.alone and isinstance(q, Mixture) and bool((there > FEW).all()):
@@ -135,6 +139,17 @@ def _missing_uphill(now: Group, q: Proposal, log_z: Tensor, trial: Trial | None)
         if now.alone and isinstance(q, Mixture) and bool((share > FEW).all()):
             now.elsewhere = _with_more(q, local, share)
     return share
+
+
+def _sunk(now: Group, log_z: Tensor) -> bool:
+    """Whether particles were sent and ended far below q: then they know nothing of where q is wrong.
+
+    Their own evidence lacks up to .11 nats for each dimension where they arrive; where they did not it lacked
+    18 to 60 in four dimensions (`benchmarks/targets.py`).
+    """
+    if now.seen is None or now.seen.step is None:
+        return False
+    return bool((now.seen.log_evidence < log_z - _BELOW - _BELOW_EACH * now.target.dim).any())
 
 
 def _with_more(q: Mixture, local: Mixture, share: Tensor) -> Mixture:
