@@ -159,6 +159,16 @@ def test_bad_arguments(change: dict[str, Any], error: type[Exception], message: 
         many(**change)
 
 
+def test_trials_that_are_not_said_to_be_some() -> None:
+    def of_trials(theta: Tensor, x: Tensor) -> Tensor:
+        return -(theta[:, None] - x).square().sum((1, 2))[..., None].expand(-1, 3)
+
+    for said, noted in ((False, True), (True, False)):
+        with pytest.raises(ValueError, match="to return shape") as raised:
+            many(X[:, None].expand(-1, 4, -1), potential=of_trials, x_is_iid=said)
+        assert any("x_is_iid=True" in note for note in getattr(raised.value, "__notes__", [])) is noted
+
+
 def test_all_failing_is_an_error() -> None:
     def tired(theta: Tensor, x: Tensor) -> Tensor:
         if len(theta) > 100:

@@ -435,6 +435,27 @@ def test_refuses_before_it_simulates() -> None:
             tiny(never, **{name: value})
 
 
+def test_the_first_runs_say_that_x_o_or_x_is_of_the_wrong_kind() -> None:
+    calls: list[int] = []
+
+    def spy(theta: Tensor) -> Tensor:
+        calls.append(len(theta))
+        return TASK.simulator(theta)
+
+    def counts(theta: Tensor) -> Tensor:
+        return torch.poisson(spy(theta).exp())
+
+    wrong = [
+        (spy, torch.zeros(3), "`x_o`: expected the shape of one x"),
+        (counts, torch.ones(2), "`x`: expected columns with a density"),
+    ]
+    for simulator, x_o, message in wrong:
+        calls.clear()
+        with pytest.raises(ValueError, match=message):
+            tiny(simulator, x_o, simulations=(1000, 1000), seed=0)
+        assert calls.count(256) == 1  # the chunks of a round
+
+
 @pytest.mark.parametrize("kind", [list, np.array, torch.tensor])
 def test_simulations_in_any_sequence(kind: Any) -> None:
     assert [len(runs) for runs in tiny(simulations=kind([100, 80]), seed=0).simulations] == [100, 80]

@@ -176,6 +176,22 @@ def test_progress_bar_counts_runs(capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_chunks_are_shown_as_they_are_finished(tmp_path):
+    seen = []
+    runs = quiet(torch_single, 20, batch_size=8, store=tmp_path, look=seen.append)
+    assert torch.equal(torch.cat(seen), runs.x) and len(seen) == 3
+    again = []
+    quiet(torch_single, 20, batch_size=8, store=tmp_path, look=again.append)
+    assert torch.equal(torch.cat(again), runs.x)
+
+    def ends(x):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        quiet(torch_single, 20, batch_size=8, store=tmp_path / "new", look=ends)
+    assert len(list((tmp_path / "new").glob("chunk-*"))) == 1
+
+
 BAD = [
     (dict(n=0), ValueError, "`n`"),
     (dict(n=2.5), ValueError, "`n`"),

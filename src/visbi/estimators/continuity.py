@@ -4,7 +4,7 @@ from torch import Tensor
 
 from visbi.core.checks import violation
 
-__all__ = ["check_continuous"]
+__all__ = ["check_continuous", "check_not_discrete"]
 
 _LOOK_AT = 10_000  # rows
 _FEWEST = 20  # rows from which repeated values tell something
@@ -22,13 +22,30 @@ def check_continuous(x: Tensor) -> None:
     rows = x[:_LOOK_AT]
     if rows.shape[0] < 2:
         return
-    suspects = (rows == rows.round()).all(0) | (_distinct(rows) == 1)
+    suspects = _discrete(rows)
     if rows.shape[0] >= _FEWEST:
         repeated = 1 - _distinct(rows) / rows.shape[0] > _REPEATED
         if repeated.any():  # whole simulations that occur twice say nothing about a column
             unique = rows.unique(dim=0)
             repeated = 1 - _distinct(unique) / unique.shape[0] > _REPEATED
         suspects |= repeated
+    _refuse(suspects)
+
+
+def check_not_discrete(x: Tensor) -> None:
+    """Raise ValueError if a column of the first of many x, (N, n), is constant or whole-numbered.
+
+    Fewer than 20 say nothing, and which values come again is told by all of them alone.
+    """
+    if len(x) >= _FEWEST:
+        _refuse(_discrete(x))
+
+
+def _discrete(rows: Tensor) -> Tensor:
+    return (rows == rows.round()).all(0) | (_distinct(rows) == 1)
+
+
+def _refuse(suspects: Tensor) -> None:
     if suspects.any():
         columns = suspects.nonzero().flatten().tolist()
         listed = ", ".join(map(str, columns[:8])) + (", ..." if len(columns) > 8 else "")

@@ -49,6 +49,8 @@ class Probe:
         outcomes = [self._tried(i, x_o) for i, x_o in enumerate(self.x)]
         errors = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
         if len(errors) == _ROWS:
+            if x.ndim > 2 and not x_is_iid:
+                errors[0].add_note("If the rows within an observation are independent trials: x_is_iid=True.")
             raise errors[0]
         unknown = self.theta.new_full((), torch.nan, dtype=torch.float64)
         self.one_by_one = torch.stack([unknown if isinstance(v, Exception) else v for v in outcomes])

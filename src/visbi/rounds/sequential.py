@@ -23,6 +23,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from visbi.core.folders import as_folder
 from visbi.core.random import root_seed, seeded, spawn_seeds
 from visbi.core.types import Seed
 from visbi.estimators import TrainedLikelihood, TrainingOptions
+from visbi.estimators.continuity import check_not_discrete
 from visbi.fitting.config import AUTO
 from visbi.posterior import VIPosterior
 from visbi.potentials import LikelihoodPotential
@@ -182,6 +184,7 @@ def _run(plan: Plan, store: RoundStore | None, root: int) -> Inference:
                 workers=plan.workers,
                 show_progress_bar=plan.show,
                 store=None if store is None else store.simulations(number),
+                look=None if number else partial(_check_chunk, plan),
             )
         )
         if number == 0:
@@ -295,6 +298,13 @@ def _tested(errors: Errors, runs: Simulations, x_o: Tensor, before: Round | None
     (own,) = spawn_seeds(seed, 1)
     test = likelihood_test(before.likelihood.estimator, runs, theta_o, seed=own)
     return replace(errors, likelihood_p=test.p_value, likelihood_finding=str(test))
+
+
+def _check_chunk(plan: Plan, x: Tensor) -> None:
+    """What the first chunk can say: better than after all the runs of a round."""
+    _one_observation(plan.x_o, x)
+    if plan.usable is None:
+        check_not_discrete(x.flatten(1))
 
 
 def _one_observation(x_o: Tensor, x: Tensor) -> Tensor:

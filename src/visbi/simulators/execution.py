@@ -3,9 +3,12 @@
 Chunks finish in any order and are put back into theirs.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from visbi.core.parallel import in_parallel
@@ -15,7 +18,10 @@ from visbi.simulators.calling import CallStyle, Simulator
 from visbi.simulators.chunk import ChunkResult, run_chunk
 from visbi.simulators.store import ChunkStore
 
-__all__ = ["Plan", "run_plan"]
+__all__ = ["Look", "Plan", "run_plan"]
+
+Look: TypeAlias = Callable[[Tensor], None]
+"""Shown the x (K, ...) of each chunk's successful runs; what it raises ends the run."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +60,13 @@ class Plan:
 
 
 def run_plan(
-    plan: Plan, store: ChunkStore | None, workers: int | None, show_progress_bar: bool
+    plan: Plan, store: ChunkStore | None, workers: int | None, show_progress_bar: bool, look: Look | None
 ) -> list[ChunkResult]:
     """The results of all chunks, in order: from the store where it has them, else run."""
     done = {i: r for i in range(plan.n_chunks) if store is not None and (r := store.load(i)) is not None}
     todo = [(i, s) for i, s in enumerate(plan.seeds()) if i not in done]
+    for result in done.values():
+        _show(result, look)
     failed = sum(len(result.failures) for result in done.values())
     with Progress(
         show_progress_bar,
@@ -71,11 +79,17 @@ def run_plan(
         for index, result in in_parallel(_task, tasks, workers):
             if store is not None:
                 store.save(index, result)
+            _show(result, look)
             done[index] = result
             failed += len(result.failures)
             bar.note(f"{failed} failed" if failed else "")
             bar.update(len(result.succeeded))
     return [done[i] for i in range(plan.n_chunks)]
+
+
+def _show(result: ChunkResult, look: Look | None) -> None:
+    if look is not None and result.x is not None:
+        look(torch.from_numpy(result.x))
 
 
 def _task(

@@ -20,7 +20,7 @@ from visbi.core.parallel import check_workers
 from visbi.core.random import root_seed, spawn_seeds
 from visbi.simulators.calling import CallStyle, Simulator, detect
 from visbi.simulators.chunk import ChunkResult, check_shape
-from visbi.simulators.execution import Plan, run_plan
+from visbi.simulators.execution import Look, Plan, run_plan
 from visbi.simulators.generators import all_generators
 from visbi.simulators.identity import code_of, name_of
 from visbi.simulators.simulations import Simulations
@@ -43,6 +43,7 @@ def simulate(
     show_progress_bar: bool = True,
     batched: bool | None = None,
     store: str | Path | None = None,
+    look: Look | None = None,
 ) -> Simulations:
     """Draw `n` thetas from `proposal` and run `simulator` on each.
 
@@ -66,6 +67,8 @@ def simulate(
         batched: whether the simulator takes a batch; None to find out (rules in `simulators.calling`).
         store: a folder that keeps finished chunks. The same call on the same folder goes on where a killed
             one stopped and gives the same numbers as an undisturbed run.
+        look: called with the x (K, ...) of each chunk's successful runs as it is finished, those in `store`
+            included; what it raises ends the run, with the chunk kept.
 
     Returns:
         `Simulations` in the order of the thetas; x has the dtype of theta.
@@ -100,7 +103,7 @@ def simulate(
     style = _style(simulator, theta, probe_seed, batched, manifest)
     plan = Plan(simulator, style, theta, run_seed, _rows_per_chunk(n, style, batch_size))
     chunks = None if folder is None else ChunkStore.open(folder, _manifest(plan, root), code_of(simulator))
-    return _gather(theta, run_plan(plan, chunks, workers, show_progress_bar), root)
+    return _gather(theta, run_plan(plan, chunks, workers, show_progress_bar, look), root)
 
 
 def _draw(proposal: Any, n: int, seed: int) -> Tensor:
