@@ -265,33 +265,38 @@ class Group:
                 one = self.one(i)
                 record.best = rung, q.of_fits(one), trial.of_fits(one)
 
-    def prior_in_effect(self) -> float:
-        """How many of the prior's searched draws are worth draws of the posterior, of the worst fit; 0: none
-        were searched.
-        """
+    def of_prior(self) -> Tensor:
+        """(F, N) log-weights of the prior's draws that were looked at; N = 0 where none are kept."""
+        if self.effort.keep_look:
+            looked = self.pool.proposals[0][1]
+            return looked.log_w
         if not self.n_prior:
-            return 0.0
+            return torch.zeros(len(self.records), 0)
         z, ell = self.searched[:, : self.n_prior], self.found[:, : self.n_prior]
-        return float(effective_sample_size(ell - log_standard_normal(z)).min())
+        return ell - log_standard_normal(z)
 
-    def far_too_wide(self) -> bool:
-        """Whether the prior is so wide beside the posterior that particles take long and may not arrive."""
-        if not self.n_prior or self.prior_in_effect() >= _NARROW:
-            return False
-        few = self.searched[:, : min(self.n_prior, _AT_FIRST)]
-        relative = self.found[:, : few.shape[1]] - log_standard_normal(few)
-        return bool((next_beta(relative, torch.zeros_like(relative[:, 0])) < FIRST).all())
+    def far_too_wide(self) -> Tensor:
+        """(F,) whether the prior is so wide beside the posterior that one of its draws outweighs all others,
+        and tempering begins at less than `FIRST`: particles take long, and may not arrive.
+        """
+        log_w = self.of_prior()
+        if not log_w.shape[1]:
+            return ~self.all()
+        few = log_w[:, :_AT_FIRST]
+        first = next_beta(few, torch.zeros_like(few[:, 0]))
+        return (effective_sample_size(log_w) < _NARROW) & (first < FIRST)
 
     def explore(self, n: int, *, moves: int = MOVES) -> None:
         """Send n particles from the prior to the posterior of every fit; from those of its draws that can be
         used, where these are few. Where so many of its draws lie in the posterior that they stand for it,
         nothing need be sent.
         """
-        there = self.prior_in_effect()
-        if there >= _SEEN and self.n_prior == self.searched.shape[1]:
-            relative = self.found - log_standard_normal(self.searched)
-            self.seen = Exploration.of_draws(self.searched, relative, min(n, int(there)))
-            return
+        if self.n_prior and self.n_prior == self.searched.shape[1]:
+            relative = self.of_prior()
+            there = int(effective_sample_size(relative).min())
+            if there >= _SEEN:
+                self.seen = Exploration.of_draws(self.searched, relative, min(n, there))
+                return
         usable = torch.isfinite(self.found) if len(self.found) else torch.ones(1, 1, dtype=torch.bool)
         share = usable.double().mean(1)
         start = None

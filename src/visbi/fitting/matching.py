@@ -1,4 +1,9 @@
-"""The rung of the Gaussian: matched from the prior, and an answer where nothing speaks for more than that."""
+"""The rung of the Gaussian: matched from the prior, and an answer where nothing speaks for more than that.
+
+Where the prior is far too wide Gaussians are matched at summits (`summits`), one for each that is unlike the
+others: they answer regressions on raw predictors, and of equal modes, such as labels that can be exchanged,
+particles that came a long way may have kept one.
+"""
 
 from collections.abc import Sequence
 
@@ -33,23 +38,32 @@ def gaussian(now: Group) -> Sequence[Group]:
     match = match_gaussian(now.target, loc, torch.eye(d).to(loc).expand(fits, d, d), batch=batch)
     q = Mixture.of(torch.zeros_like(loc[:, :1]), match.loc[:, None], match.cov[:, None])
     trial = now.pool.tried(defended(q), now.effort.trial)
-    now.consider("a Gaussian", q, trial)
-    if now.alone and bool((trial.share < _NEARLY).all()) and now.far_too_wide():
-        now.tell(now.all(), lambda i: f"a Gaussian matched from the prior had {trial.numbers(i)}")
-        q = now.summit = at_summits(now)
-        trial = now.pool.tried(defended(q), now.effort.trial)
-        now.consider(_name(q), q, trial)
+    now.consider(_name(q), q, trial)
+    wide = now.far_too_wide()
+    far, others = now.parts(wide)
+    rest = [] if others is None else _tried(others, q.of_fits(~wide), trial.of_fits(~wide))
+    return rest if far is None else [*rest, *_from_afar(far)]
+
+
+def _from_afar(now: Group) -> list[Group]:
+    """The same from summits: where the prior is far too wide, matching from it mostly runs away."""
+    q = now.summit = at_summits(now)
+    trial = now.pool.tried(defended(q), now.effort.trial)
+    now.consider(_name(q), q, trial)
+    return _tried(now, q, trial)
+
+
+def _tried(now: Group, q: Mixture, trial: Trial) -> list[Group]:
+    """Certify each q that fits, or nearly does; what it does not answer."""
     clear = (trial.share > CLEAR) & (trial.khat < EVEN)
-    near = clear | ((trial.share > _NEARLY) & (trial.khat < BELIEVED) & (d <= _WIDE))
+    near = clear | ((trial.share > _NEARLY) & (trial.khat < BELIEVED) & (now.target.dim <= _WIDE))
     now.tell(~clear, lambda i: f"{_name(q)} had {trial.numbers(i)}")
     _try_start(now)
     alone, others = now.parts(near)
-    rest = (
-        []
-        if alone is None
-        else _only_a_gaussian(alone, q.of_fits(near), trial.of_fits(near), clear=clear[near])
-    )
-    return [*rest, *([] if others is None else [others])]
+    rest = [] if others is None else [others]
+    if alone is not None:
+        rest += _only_a_gaussian(alone, q.of_fits(near), trial.of_fits(near), clear=clear[near])
+    return rest
 
 
 def _name(q: Mixture) -> str:
