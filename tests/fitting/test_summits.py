@@ -10,7 +10,7 @@ from torch.distributions import Independent, Normal
 
 from visbi.fitting.budget import Budget, BudgetReached
 from visbi.fitting.summits import summits
-from visbi.fitting.target import Target
+from visbi.fitting.target import ManyTargets, Target
 from visbi.priors import coordinates
 
 
@@ -69,13 +69,10 @@ def test_posteriors_side_by_side() -> None:
     prior = Independent(Normal(torch.zeros(2).double(), 1.0), 1)
     centres = torch.tensor([[0.5, 0.0], [0.0, -1.0]], dtype=torch.float64)
 
-    def log_p(theta: Tensor) -> Tensor:  # rows of both, one after the other
-        each = theta.reshape(2, -1, 2)
-        return (-50 * (each - centres[:, None]).square().sum(-1)).flatten()
+    def log_p(theta: Tensor, which: Tensor) -> Tensor:
+        return -50 * (theta - centres[which][:, None]).square().sum(-1)
 
-    found = summits(
-        Target(log_p, coordinates(prior)).only(torch.ones(2).bool()), torch.zeros(2, 4, 2).double()
-    )
+    found = summits(ManyTargets(log_p, coordinates(prior), 2), torch.zeros(2, 4, 2).double())
     torch.testing.assert_close(found.z, centres[:, None].expand(2, 4, 2), atol=1e-3, rtol=0)
 
 
