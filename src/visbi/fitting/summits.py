@@ -37,7 +37,7 @@ class Summits:
     """Where ascents ended.
 
     Attributes:
-        z: (F, K, d). ell: (F, K) there, -inf where the start was of no use.
+        z: (F, K, d). ell: (F, K) there; at a start that is of no use what the target says of such points.
         cov: (F, K, d, d) the inverse of the curvature, as far as the ascent has learnt it.
     """
 
@@ -102,7 +102,7 @@ def summits(target: Target, z: Tensor) -> Summits:
         still = torch.where(gain < _GAIN, still + 1, torch.zeros_like(still))
         if bool((still >= _STILL).all()):
             break
-    return Summits(z, ell.nan_to_num(-torch.inf, -torch.inf, -torch.inf), cov)
+    return Summits(z, ell, cov)
 
 
 def _lengths(target: Target, z: Tensor, ell: Tensor, gradient: Tensor, direction: Tensor) -> Tensor:
