@@ -37,15 +37,13 @@ def main() -> None:
     torch.manual_seed(int(number))
     warnings.simplefilter("ignore")
     problem = PROBLEMS[name]
-    prior: Any = problem.task.prior
-    if name in ("two_moons", "slcp"):  # sbi's own class for its boxes
-        prior = BoxUniform(
-            prior.support.base_constraint.lower_bound, prior.support.base_constraint.upper_bound
-        )
+    box: Any = problem.task.prior.support
+    prior = BoxUniform(box.base_constraint.lower_bound, box.base_constraint.upper_bound)  # sbi's own class
     x_o = problem.observation(int(number))[None]
     began, worked = time.perf_counter(), time.process_time()
     trainer = NLE(prior, density_estimator=likelihood_nn("maf", hidden_features=50))
-    proposal, cpu = prior, []
+    proposal: Any = prior
+    cpu = []
     draws = None
     for last in range(ROUNDS):
         if time.process_time() - worked > float(limit):

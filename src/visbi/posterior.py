@@ -624,10 +624,8 @@ class VIPosterior:
         """
         at_once = positive_int("max_sampling_batch_size", max_sampling_batch_size)
         if isinstance(self._state, AmortizedFit):
-            fit, shape = (
-                self._state.at(_observation(x).to(self._device)),
-                checked_shape("sample_shape", sample_shape),
-            )
+            fit = self._state.at(_observation(x).to(self._device))
+            shape = checked_shape("sample_shape", sample_shape)
             return self._corrected_at_each(shape, fit) if correct else fit.sample_batched(shape, at_once)
         raise NotImplementedError(
             "This q belongs to one observation. Use train_amortized() before sample_batched(), "
@@ -769,12 +767,7 @@ class VIPosterior:
         (1000, 1000, 1000)
         """
         n_draws = _enough_draws("n_draws", n_draws)
-        fit = self._fitted(x)
-        if isinstance(fit, AmortizedFit):
-            from visbi.amortized import certificates  # loads the ladder
-
-            return certificates(fit, self.potential_fn, n_draws)
-        return [certificate(fit, self._log_p(fit.x), n_draws)]
+        return self._certificates(self._fitted(x), n_draws)
 
     def stack(self, theta: Tensor, x: Tensor, *, n_draws: int = 256) -> float:
         """Let simulations that nothing was trained on say what `sample(..., correct=True)` shall draw from.
@@ -870,12 +863,15 @@ class VIPosterior:
 
     def _certify(self, n: int) -> Report:
         fit = self._state.latest(self._x)
+        _ = fit.family  # says so where there are several observations
+        return self._certificates(fit, n)[0]
+
+    def _certificates(self, fit: SingleFit | AutoFit | AmortizedFit, n: int) -> list[Report]:
         if isinstance(fit, AmortizedFit):
             from visbi.amortized import certificates  # loads the ladder
 
-            _ = fit.family  # says so where there are several observations
-            return certificates(fit, self.potential_fn, n)[0]
-        return certificate(fit, self._log_p(fit.x), n)
+            return certificates(fit, self.potential_fn, n)
+        return [certificate(fit, self._log_p(fit.x), n)]
 
     def _score(self, metric: str, report: Report, n: int) -> Score:
         fit = self._state.latest(self._x)

@@ -171,8 +171,8 @@ class Group:
         n_prior: how many of them were not moved.
         seen: what the explorer saw.
         elsewhere: the last q that lacked mass, with Gaussians where that was found; of one fit alone.
-        summit: Gaussians matched at the ends of ascents, where the posterior is far narrower than the prior;
-            of one fit alone.
+        summit: Gaussians matched at the ends of ascents, where the prior is far too wide or particles did not
+            arrive.
     """
 
     target: Target
@@ -268,8 +268,7 @@ class Group:
     def of_prior(self) -> Tensor:
         """(F, N) log-weights of the prior's draws that were looked at; N = 0 where none are kept."""
         if self.effort.keep_look:
-            looked = self.pool.proposals[0][1]
-            return looked.log_w
+            return self.pool.proposals[0][1].log_w
         if not self.n_prior:
             return torch.zeros(len(self.records), 0)
         z, ell = self.searched[:, : self.n_prior], self.found[:, : self.n_prior]

@@ -90,16 +90,14 @@ def mixture(now: Group) -> Sequence[Group]:
 
 def _candidates(now: Group, seen: Exploration) -> Iterator[Mixture]:
     """Mixtures to begin with, the better ones first; each is made when it is asked for."""
-    # whatever the explorer saw
-    known = [q for q in (now.start, now.elsewhere or now.summit) if q is not None]
+    first = now.summit if now.elsewhere is None else now.elsewhere
+    known = [q for q in (now.start, first) if q is not None]  # whatever the explorer saw
 
     def with_known(q: Mixture) -> Mixture:
         return reduce(lambda both, other: both.with_(other, 0.5), known, q)
 
-    if now.elsewhere is not None:
-        yield now.elsewhere
-    elif now.summit is not None:
-        yield now.summit
+    if first is not None:
+        yield first
     unlike = 0
     if now.gradient:
         even = torch.full(seen.z.shape[:2], 1.0 / seen.z.shape[1]).to(seen.z)

@@ -5,7 +5,6 @@ simulator has a seed of its own, derived from `seed` and from its place in the r
 neither the number of workers, nor the backend, nor the order in which chunks finish changes a number.
 """
 
-import hashlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from visbi.core.checks import finite_tensor, positive_int, violation
 from visbi.core.folders import as_folder
 from visbi.core.parallel import check_workers
 from visbi.core.random import root_seed, spawn_seeds
+from visbi.core.words import digest
 from visbi.simulators.calling import CallStyle, Simulator, detect
 from visbi.simulators.chunk import ChunkResult, check_shape
 from visbi.simulators.execution import Look, Plan, run_plan
@@ -148,7 +148,7 @@ def _manifest(plan: Plan, root: int) -> dict[str, Any]:
         "simulator": name_of(plan.simulator),
         "seed": root,
         "n": len(plan.theta),
-        "theta": f"{plan.theta.dtype} sha256 {hashlib.sha256(plan.theta.numpy().tobytes()).hexdigest()}",
+        "theta": f"{plan.theta.dtype} {digest(plan.theta)}",
         "style": {**style, "keywords": list(style["keywords"])},
         "batch_size": plan.rows,
     }
