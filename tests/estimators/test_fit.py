@@ -200,14 +200,16 @@ def test_ensembles_want_members_of_one_shape():
 def test_workers_train_the_same_networks(fit):
     theta, x = simulations()
     alone, shared = fit(theta, x, ensemble=2), fit(theta, x, ensemble=2, workers=2)
-    assert shared.traces == alone.traces
-    assert torch.equal(values(shared, theta, x), values(alone, theta, x))
+    rounding = dict(rtol=1e-5, atol=1e-5)  # rows side by side end elsewhere in a vector instruction
+    for a, b in zip(shared.traces, alone.traces, strict=True):
+        assert a.validation == pytest.approx(b.validation, rel=1e-5)
+    torch.testing.assert_close(values(shared, theta, x), values(alone, theta, x), **rounding)
     assert not any(member.training for member in shared.estimator.members)
     longer = TrainingOptions(max_epochs=4)
     further = [
         fit(theta, x, ensemble=2, options=longer, resume=early, workers=2) for early in (alone, shared)
     ]
-    assert torch.equal(*(values(fitted, theta, x) for fitted in further))
+    torch.testing.assert_close(*(values(fitted, theta, x) for fitted in further), **rounding)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

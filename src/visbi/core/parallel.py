@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from visbi.core.checks import violation
 
-__all__ = ["check_workers", "in_parallel", "one_thread"]
+__all__ = ["check_workers", "in_parallel", "n_workers", "one_thread"]
 
 T = TypeVar("T")
 
@@ -41,17 +41,24 @@ def in_parallel(
     >>> list(in_parallel(pow, [(2, 3), (2, 4)], 1))
     [8, 16]
     """
-    from joblib import Parallel, delayed, effective_n_jobs
+    from joblib import Parallel, delayed
 
     tasks = (delayed(function)(*each) for each in arguments)
     try:
         parallel = Parallel(n_jobs=workers, return_as="generator_unordered")
     except ValueError:  # a backend that hands over whole lists only: give it a few pieces at a time
         parallel = Parallel(n_jobs=workers)
-        for wave in _waves(tasks, 4 * effective_n_jobs(workers)):  # type: ignore[arg-type]
+        for wave in _waves(tasks, 4 * n_workers(workers)):
             yield from parallel(wave)  # type: ignore[misc]
         return
     yield from parallel(tasks)  # type: ignore[misc]
+
+
+def n_workers(workers: int | None) -> int:
+    """How many processes `workers` are, see `check_workers`, where they are asked for."""
+    from joblib import effective_n_jobs
+
+    return effective_n_jobs(workers)  # type: ignore[arg-type]
 
 
 @contextmanager

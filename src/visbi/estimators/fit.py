@@ -1,7 +1,7 @@
 r"""Estimators from simulations: `fit_likelihood` and `fit_ratio`, of the same shape.
 
-Both check the simulations, build `ensemble` networks that differ by their seed, train each with the one loop
-of `training`, and return them with the states of their training.
+Both check the simulations, build `ensemble` networks that differ by their seed, train these (`members`), and
+return them with the states of their training.
 
 `warm_start` begins from copies of an earlier estimator's networks, their standardisation included, and
 trains them on the simulations given now: given those of all rounds so far, this is one round of a
@@ -12,23 +12,20 @@ had not stopped.
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, cast
+from typing import Generic, TypeVar, cast
 
-import torch
 from torch import Tensor, nn
 
 from visbi.core.checks import finite_tensor, positive_int, violation
-from visbi.core.parallel import check_workers, in_parallel, one_thread
-from visbi.core.progress import Progress
 from visbi.core.random import fresh_seed, seeded, spawn_seeds
 from visbi.core.types import Seed, ZScore
 from visbi.estimators.continuity import check_continuous
 from visbi.estimators.ensemble import LikelihoodEnsemble, RatioEnsemble
 from visbi.estimators.likelihood import LikelihoodConfig, NeuralLikelihood
+from visbi.estimators.members import for_likelihoods, one_by_one, train_members
 from visbi.estimators.ratio import NeuralRatio, RatioConfig
 from visbi.estimators.ratio_losses import contrasts, ratio_loss
 from visbi.estimators.rows import simulations
-from visbi.estimators.training import train
 from visbi.estimators.training_state import TrainingOptions, TrainingState, TrainingTrace
 
 __all__ = ["TrainedLikelihood", "TrainedRatio", "fit_likelihood", "fit_ratio"]
@@ -102,9 +99,10 @@ def fit_likelihood(
         warm_start: an earlier estimator of the same architecture, copied.
         resume: an earlier result on the same simulations.
         workers: processes that train the networks of an ensemble, one thread each; Ctrl-C keeps nothing
-            of what other processes do.
+            of what other processes do. One process trains them in one pass; how many share a pass shows in
+            rounding.
         seed: makes the result repeatable and leaves torch's global generator alone.
-        show_progress_bar: show one for each network.
+        show_progress_bar: show one.
 
     Returns:
         The estimator, on theta's device, and the states of training.
@@ -140,20 +138,18 @@ def fit_likelihood(
         net = copy.deepcopy(theta_embedding_net)
         return NeuralLikelihood(theta.shape[1], x.shape[1:], config, net).to(theta.device)
 
-    def negative_log_prob(likelihood: NeuralLikelihood) -> Callable[[Tensor, Tensor], Tensor]:
-        return lambda z_theta, z_x: -likelihood.standardised_log_prob(z_theta, z_x)
-
     seeds = _seeds(seed, ensemble)
     networks = _networks(build, config, theta, x, seeds, _earlier(warm_start, resume))
-    states = _train(
-        [(network, negative_log_prob(network)) for network in networks],
+    states = train_members(
+        networks,
+        for_likelihoods(networks[0]),
         theta,
         x,
-        seeds,
-        None if resume is None else resume.states,
         options,
-        workers=workers,
         weights=None if weights is None else _weights(weights, theta),
+        seeds=seeds,
+        resume=None if resume is None else resume.states,
+        workers=workers,
         show_progress_bar=show_progress_bar,
     )
     return TrainedLikelihood(LikelihoodEnsemble(networks), states)
@@ -196,7 +192,7 @@ def fit_ratio(
         workers: processes that train the networks of an ensemble, one thread each; Ctrl-C keeps nothing
             of what other processes do.
         seed: makes the result repeatable and leaves torch's global generator alone.
-        show_progress_bar: show one for each network.
+        show_progress_bar: show one.
 
     Returns:
         The estimator, on theta's device, and the states of training.
@@ -234,15 +230,16 @@ def fit_ratio(
 
     seeds = _seeds(seed, ensemble)
     networks = _networks(build, config, theta, x, seeds, _earlier(warm_start, resume))
-    states = _train(
-        [(network, classification(network)) for network in networks],
+    states = train_members(
+        networks,
+        one_by_one(classification),
         theta,
         x,
-        seeds,
-        None if resume is None else resume.states,
         options,
-        workers=workers,
         weights=None,
+        seeds=seeds,
+        resume=None if resume is None else resume.states,
+        workers=workers,
         show_progress_bar=show_progress_bar,
     )
     return TrainedRatio(RatioEnsemble(networks), states)
@@ -280,82 +277,6 @@ def _networks(
             expected = f"an estimator of the architecture asked for, with {name} = {ours}"
             raise ValueError(violation("warm_start` or `resume", expected, f"{name} = {theirs}"))
     return [copy.deepcopy(member).to(theta.device) for member in cast(Sequence[M], earlier.members)]
-
-
-def _train(
-    networks: Sequence[tuple[M, Callable[[Tensor, Tensor], Tensor]]],
-    theta: Tensor,
-    x: Tensor,
-    seeds: Sequence[int],
-    states: Sequence[TrainingState] | None,
-    options: TrainingOptions,
-    *,
-    workers: int | None,
-    weights: Tensor | None,
-    show_progress_bar: bool,
-) -> tuple[TrainingState, ...]:
-    """Train every network on its loss, in place."""
-    here = check_workers(workers) == 1 or len(networks) == 1  # one alone needs no other process
-    tasks = (
-        (
-            k,
-            network,
-            loss,
-            theta,
-            x,
-            options,
-            weights,
-            seeds[k],
-            None if states is None else states[k],
-            f"Training network {k + 1} of {len(networks)}" if here and show_progress_bar else None,
-        )
-        for k, (network, loss) in enumerate(networks)
-    )
-    found: dict[int, TrainingState] = {}
-    bar = Progress(show_progress_bar and not here, total=len(networks), desc="Training networks")
-    train_each = _train_one if here else _train_in_one_thread
-    with bar:
-        for k, network, state in in_parallel(train_each, tasks, 1 if here else workers):
-            if network is not networks[k][0]:  # a copy, from another process
-                networks[k][0].load_state_dict(network.state_dict())
-                networks[k][0].eval()
-            found[k] = state
-            bar.update()
-    return tuple(found[k] for k in range(len(networks)))
-
-
-def _train_one(
-    k: int,
-    network: M,
-    loss: Callable[[Tensor, Tensor], Tensor],
-    theta: Tensor,
-    x: Tensor,
-    options: TrainingOptions,
-    weights: Tensor | None,
-    seed: int,
-    resume: TrainingState | None,
-    title: str | None,
-) -> tuple[int, M, TrainingState]:
-    """Network k, trained, and the state of that; `title` of a progress bar, or None."""
-    with torch.no_grad():
-        data = network.standardised(theta, x)
-    state = train(
-        network,
-        loss,
-        data,
-        options,
-        weights=None if weights is None else weights.to(data[0].dtype),
-        seed=seed,
-        resume=resume,
-        show_progress_bar=title is not None,
-        description=title or "",
-    )
-    return k, network, state
-
-
-def _train_in_one_thread(*task: Any) -> tuple[int, Any, TrainingState]:
-    with one_thread():
-        return _train_one(*task)
 
 
 def _weights(weights: Tensor, theta: Tensor) -> Tensor:

@@ -108,7 +108,8 @@ def infer(
         options: of the likelihood's training; None takes the usual ones, with batches that suit the number of
             runs.
         train: keywords for `VIPosterior.train`; `quality_control=False` keeps the last q's from warning.
-        workers: processes that simulate, and that train the networks of the ensemble.
+        workers: processes that simulate, and that train the networks of the ensemble; simulations do not
+            depend on how many, networks do as rounding does.
         store: a folder that keeps finished chunks of simulations, networks and fits. The same call on the
             same folder goes on where a killed one stopped and gives the same numbers as an undisturbed run.
             So does one that asks for further rounds after the same ones.
