@@ -111,6 +111,7 @@ def fit_likelihood(
         ValueError: shapes, lengths, NaN or Inf; discrete x; an unknown flow; a start that does not match.
         RuntimeError: training that meets nothing but NaN.
 
+    >>> import torch
     >>> theta = torch.randn(200, 1)
     >>> x = theta + torch.randn(200, 2)
     >>> trained = fit_likelihood(
@@ -202,6 +203,7 @@ def fit_ratio(
             not match.
         RuntimeError: training that meets nothing but NaN.
 
+    >>> import torch
     >>> theta = torch.randn(200, 1)
     >>> counts = torch.poisson(theta.exp())
     >>> short = TrainingOptions(max_epochs=2)
