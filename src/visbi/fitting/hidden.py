@@ -13,18 +13,23 @@ unexplained leads to the next ones. This is deflation, as of the roots of a poly
 Funke: Deflation techniques for finding distinct solutions. SISC 2015), of densities.
 
 How faint a trace can be seen depends on how well q fits: Gaussians that are matched to a Gaussian mode are
-right to 1e-6, and lead to what is e^-14 of them. Where q is right to no more than a tenth, little is gained
-over looking for draws at which ell itself is too high (`fitting.uphill`), and nothing is done.
+right to 1e-6, and lead to what is e^-14 of them. Where one is right to no more than a tenth, little is gained
+over looking for draws at which ell itself is too high (`fitting.uphill`). So q stands here for its components
+that fit: among matched Gaussians there often are some that ended between modes, or that stand for one that is
+no Gaussian, and one of them would hide the slopes of all that the others leave. What these stand for is found
+again at most once, and left alone where it fits no better.
 """
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from visbi.core.logs import log_sum_exp
 from visbi.core.rows import picked
 from visbi.families.gaussians import Mixture
 from visbi.fitting.match import match_gaussian
-from visbi.fitting.mixture import ALIKE, bhattacharyya, merged
+from visbi.fitting.mixture import ALIKE, bhattacharyya, merged, spread_out
+from visbi.fitting.summits import summits
 from visbi.fitting.target import Target, log_standard_normal
 from visbi.fitting.uphill import FOLLOWED, KEPT, best_along, starts_at
 
@@ -32,6 +37,7 @@ __all__ = ["with_hidden"]
 
 _TURNS = 8  # of finding some and adding them
 _TIMES = 6  # line searches in each
+_CLIMBERS = 8  # ascents from where they end
 _ITERS = 10
 _DRAWS, _DRAWS_OF_EACH = 1024, 64  # that say what components weigh; of each at least
 _FITS = 0.1  # sd of ell - log q, in nats, of what fits closely enough
@@ -67,22 +73,39 @@ def with_hidden(target: Target, q: Mixture, z: Tensor, ell: Tensor, *, by: float
     >>> both.loc[0, 1], both.log_weights.exp()
     (tensor([1.0000, 1.0000, 1.0000], dtype=torch.float64), tensor([[0.50, 0.50]], dtype=torch.float64))
     """
-    q, log_z, fits = _weighed(target, q)
+    log_mass, fits = _masses(target, q)
     for _ in range(_TURNS):
-        ends = _ends(target, q, log_z, z, ell, by=by) if fits else None
-        if ends is None:
+        if not bool(fits.any()):
             break
-        more = _with_unlike(q, _matched(target, ends))
-        if more.loc.shape[1] == q.loc.shape[1]:
+        new = _unexplained(target, replace(q, log_weights=log_mass).only(fits), log_mass[fits], z, ell, by=by)
+        if new is None:
             break
-        q, log_z, fits = _weighed(target, more)
-    return q
+        q = q.with_(new, 0.5)
+        log_mass = torch.cat([log_mass, new.log_weights], 1)
+        fits = torch.cat([fits, torch.ones_like(new.log_weights, dtype=torch.bool)], 1)
+    return replace(q, log_weights=torch.log_softmax(log_mass, 1))
 
 
-def _weighed(target: Target, q: Mixture) -> tuple[Mixture, Tensor, bool]:
-    """q with the weights that its components have in the posterior, log Z (1,), and whether all of them fit.
+def _unexplained(
+    target: Target, q: Mixture, log_mass: Tensor, z: Tensor, ell: Tensor, *, by: float
+) -> Mixture | None:
+    """Gaussians that fit what a q that fits, with masses (K,), leaves; their weights are their masses."""
+    ends = _ends(target, q, log_mass.logsumexp(0, keepdim=True), z, ell, by=by)
+    for starts in (_as_wide_as_they_are, _at_summits) if ends is not None else ():
+        new = _unlike(q, _matched(target, *starts(target, ends)))
+        if new is None:
+            continue
+        log_mass, fits = _masses(target, new)
+        if bool(fits.any()):
+            return Mixture(log_mass[fits][None], new.loc[fits][None], new.tril[fits][None])
+    return None
 
-    The mass of a component that fits is the same at each of its draws.
+
+def _masses(target: Target, q: Mixture) -> tuple[Tensor, Tensor]:
+    """Log-mass of the target that each component of q explains, and which of them fit, (1, components).
+
+    The mass of a component that fits is the same at each of its draws; of another it is more than what is
+    found here.
     """
     count, dim = q.loc.shape[1:]
     u = torch.randn(1, count, max(_DRAWS, _DRAWS_OF_EACH * count) // count, dim).to(q.loc)
@@ -90,9 +113,7 @@ def _weighed(target: Target, q: Mixture) -> tuple[Mixture, Tensor, bool]:
     log_det = q.tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)[..., None]
     log_q = log_standard_normal(u) - log_det
     mass = target.value(z) - log_q  # (1, components, draws)
-    log_mass = mass.mean(-1)
-    log_z = log_sum_exp(log_mass, 1)
-    return Mixture(log_mass - log_z, q.loc, q.tril), log_z, float(mass.std(-1).amax()) < _FITS
+    return mass.mean(-1), mass.std(-1) < _FITS
 
 
 def _ends(target: Target, q: Mixture, log_z: Tensor, z: Tensor, ell: Tensor, *, by: float) -> Tensor | None:
@@ -113,22 +134,39 @@ def _ends(target: Target, q: Mixture, log_z: Tensor, z: Tensor, ell: Tensor, *, 
     return z[there][None] if bool(there.any()) else None
 
 
-def _matched(target: Target, ends: Tensor) -> Mixture:
-    """Gaussians matched from some ends (1, K, d), all of equal weight and all of them.
+def _as_wide_as_they_are(target: Target, ends: Tensor) -> tuple[Tensor, Tensor]:
+    """Some of the ends, and covariances as wide as the target is there."""
+    return starts_at(target, ends, torch.ones_like(ends[..., 0]))
+
+
+def _at_summits(target: Target, ends: Tensor) -> tuple[Tensor, Tensor]:
+    """Summits above some of the ends, and covariances as curved as the target is there.
+
+    r rises with the distance from q, so where it is large may be far out in the tails of what q lacks. An
+    ascent may leap to another summit, which is why it comes second.
+    """
+    apart = spread_out(
+        ends, torch.full_like(ends[..., 0], 1.0 / ends.shape[1]), min(_CLIMBERS, ends.shape[1])
+    )
+    found = summits(target, picked(ends, apart))
+    return found.z, found.cov
+
+
+def _matched(target: Target, starts: Tensor, cov: Tensor) -> Mixture:
+    """Gaussians matched from starts (1, K, d), all of equal weight and all of them.
 
     `refine.matched` keeps of those alike the one of the highest ELBO, whose noise prefers a worse fit.
     """
-    starts, cov = starts_at(target, ends, torch.ones_like(ends[..., 0]))
     batch = max(2 * target.dim, 32)
     match = match_gaussian(target, starts[0], cov[0], batch=batch, max_iters=_ITERS)
     return Mixture.of(torch.zeros_like(match.elbo)[None], match.loc[None], match.cov[None])
 
 
-def _with_unlike(q: Mixture, new: Mixture) -> Mixture:
-    """q and those of the new components that are like none of its own, and unlike each other."""
+def _unlike(q: Mixture, new: Mixture) -> Mixture | None:
+    """Those of the new components that are like none of q's, and unlike each other, or None."""
     own = q.loc.shape[1]
     apart = (bhattacharyya(q.with_(new, 0.5))[:, own:, :own] > ALIKE).all(-1)
     if not bool(apart.any()):
-        return q
+        return None
     new = new.only(apart)
-    return q.with_(merged(new, torch.zeros_like(new.log_weights), new.loc.shape[1]), 0.5)
+    return merged(new, torch.zeros_like(new.log_weights), new.loc.shape[1])
