@@ -301,3 +301,35 @@ def test_a_bridge_from_a_q_that_is_off():
     assert float(found.log_evidence) == pytest.approx(1.0, abs=0.15)
     torch.testing.assert_close(found.z[0].mean(0), NARROW.loc[0, 0], atol=0.03, rtol=0)
     torch.testing.assert_close(found.z[0].std(0), torch.full((2,), 0.2).double(), atol=0.02, rtol=0)
+
+
+# -- particles of which half are moved ----------------------------------------------------------------------
+
+
+def test_half_of_many_particles_are_paid_for():
+    """Those before the last round stand for the rest: 1024 cost what 512 do, but for the first draws."""
+    spent = {}
+    for n in (512, 1024):
+        torch.manual_seed(0)
+        target = of_mixture(known([1.0], [[0.5] * 6], 0.05))
+        found = explore(target, n)
+        spent[n] = (target.n_gradients - n) / (len(found.betas) - 1)
+        assert found.z.shape == (1, n, 6) and found.history_z.shape == (len(found.betas), 1, n, 6)
+        torch.testing.assert_close(target.value(found.z), found.ell)
+        assert len(found.z[0].unique(dim=0)) > 0.85 * n  # a move that was refused leaves two alike
+    assert spent[1024] == pytest.approx(spent[512], rel=0.2)
+
+
+@pytest.mark.parametrize("gradient", [True, False])
+def test_many_particles_have_the_moments_of_the_posterior(gradient):
+    q = known([0.6, 0.4], [[1.5, 0.0, 0.0], [-1.5, 0.0, 0.0]], 0.2)
+    found = explore(of_mixture(q, 1.0), 1024, fits=8, gradient=gradient)
+    assert float((found.log_evidence - 1.0).exp().mean()) == pytest.approx(1.0, abs=0.15)
+    right = found.z[..., 0] > 0
+    assert float(right.double().mean()) == pytest.approx(0.6, abs=0.05)
+    assert float(right.double().mean(1).std()) < 0.08  # of 512 ancestors, each seven times resampled
+    for side, centre in ((right, q.loc[0, 0]), (~right, q.loc[0, 1])):
+        torch.testing.assert_close(found.z[side].mean(0), centre, atol=0.02, rtol=0)
+        torch.testing.assert_close(found.z[side].std(0), torch.full((3,), 0.2).double(), atol=0.015, rtol=0)
+    second = (lambda mean, variance: (variance + mean.square()).mean(0))(*weighted_moments(found))
+    torch.testing.assert_close(second[0], torch.tensor(2.29).double(), atol=0.08, rtol=0)

@@ -95,6 +95,20 @@ class Population:
         z, gradient, score = (t.gather(1, wide) for t in (self.z, self.gradient, self.base_score))
         return Population(z, self.ell.gather(1, index), gradient, self.log_base.gather(1, index), score)
 
+    def first(self, n: int) -> "Population":
+        parts = (self.z, self.ell, self.gradient, self.log_base, self.base_score)
+        return Population(*(part[:, :n] for part in parts))
+
+    def joined(self, other: "Population") -> "Population":
+        pairs = (
+            (self.z, other.z),
+            (self.ell, other.ell),
+            (self.gradient, other.gradient),
+            (self.log_base, other.log_base),
+            (self.base_score, other.base_score),
+        )
+        return Population(*(torch.cat(pair, 1) for pair in pairs))
+
     def replaced(self, other: "Population", where: Tensor) -> "Population":
         wide = where[..., None]
         return Population(
@@ -122,22 +136,26 @@ class Moves:
             ell, gradient = self.target.value(z), torch.zeros_like(z)
         return Population(z, ell, gradient, *self.base.log_prob_and_score(z))
 
-    def forget(self, now: Population, beta: Tensor) -> Population:
-        """Rounds at one temperature, until the particles have forgotten where they were."""
+    def forget(self, now: Population, beta: Tensor) -> tuple[Population, Population]:
+        """Rounds at one temperature, until the particles have forgotten where they were.
+
+        Returns:
+            The particles after the last round, and before it.
+        """
         scale, start = root(covariance(now.z)), now.z
         most = _MAX_MOVES if self.gradient else _MAX_WALKS
         least = _STALLED if self.gradient else _STALLED / LEAPFROG
         enough = _FIRST_MOVES if float(beta.max()) < FIRST else self.least
-        before = 1.0
+        last, before = now, 1.0
         for done in range(1, most + 1):
-            now = self.round(now, beta, scale)
+            last, now = now, self.round(now, beta, scale)
             self.adapt()
             correlation = float(_correlation(start, now.z).max())
             # between modes that are far apart particles do not move, and more rounds would not change that
             if done >= enough and (correlation < _CORRELATION or before - correlation < least):
                 break
             before = correlation
-        return now
+        return now, last
 
     def adapt(self) -> None:
         """Step size after a round's acceptance."""
