@@ -85,6 +85,25 @@ def test_what_no_flow_fits_goes_on_with_a_word(short, monkeypatch):
     assert any("flow" in line for line in left.records[0].story)
 
 
+def ripples(theta: Tensor) -> Tensor:
+    return (2 * torch.cos(30 * theta) - 2 * theta.square()).sum(-1)
+
+
+@pytest.mark.parametrize(("log_p", "steps", "rounds"), [(ripples, 100, 2), (banana, 15, 3)])
+def test_a_flow_that_comes_no_nearer_is_trained_no_further(log_p, steps, rounds, monkeypatch):
+    """Ripples of two nats stay, however long it is trained; a bend does not, however slow it goes."""
+    trained = []
+
+    def round_(flows, target, *, round_, **options):
+        trained.append(round_)
+        return train_flows(flows, target, round_=round_, **{**options, "steps": steps})
+
+    monkeypatch.setattr(flying, "train_flows", round_)
+    torch.manual_seed(0)
+    flying._trained(group(log_p, 4))
+    assert len(trained) == rounds
+
+
 def test_several_modes_get_splines_and_points():
     for modes, spline in ((1, False), (2, True)):
         flows = flying._start(group(rings, modes=modes), spline=spline)

@@ -16,6 +16,7 @@ from visbi.fitting.explore import Exploration, explore, next_beta
 from visbi.fitting.moves import FIRST, MOVES
 from visbi.fitting.pool import Pool, Proposal, Trial
 from visbi.fitting.refine import POINTS, ROUNDS, TRIAL
+from visbi.fitting.summits import Summits
 from visbi.fitting.target import Target, log_standard_normal
 
 __all__ = ["ALONE", "SEARCHED", "SIDE_BY_SIDE", "Answer", "Effort", "Group", "Record"]
@@ -173,6 +174,7 @@ class Group:
         elsewhere: the last q that lacked mass, with Gaussians where that was found; of one fit alone.
         summit: Gaussians matched at the ends of ascents, where the prior is far too wide or particles did not
             arrive.
+        ends: where ascents from the prior's draws ended.
     """
 
     target: Target
@@ -189,6 +191,7 @@ class Group:
     seen: Exploration | None = None
     elsewhere: Mixture | None = None
     summit: Mixture | None = None
+    ends: Summits | None = None
 
     @property
     def alone(self) -> bool:
@@ -219,6 +222,7 @@ class Group:
             None if self.seen is None else self.seen.of_fits(which),
             None if self.elsewhere is None else self.elsewhere.of_fits(which),
             None if self.summit is None else self.summit.of_fits(which),
+            None if self.ends is None else self.ends.of_fits(which),
         )
 
     def parts(self, which: Tensor) -> tuple["Group | None", "Group | None"]:

@@ -7,8 +7,9 @@ KL to the points: what a flow's own draws do not reach, such as another mode, on
 first round takes fewer draws: far from the posterior their noise is not what limits a step. So does the last
 one that there can be, which few fits need, and by which much has been spent.
 
-After each round fresh draws say how good the flows are. A flow whose weights are uneven is patched by
-Gaussians where it is too low.
+After each round fresh draws say how good the flows are. A flow that is far from the posterior and comes no
+nearer is trained no further: ripples and kinks beyond its bends stay. One whose weights are uneven is patched
+by Gaussians where it is too low.
 """
 
 from collections.abc import Sequence
@@ -33,6 +34,7 @@ _STEPS = 200  # of a round
 _FEW, _MANY = 128, 192  # draws in a step of the first and the last round, and of those between
 _HOPELESS, _NEAR = 0.02, 0.1
 _ENOUGH, _ENOUGH_KHAT = 0.8, 0.5
+_STALLED, _AWAY = 0.1, 0.5  # of KL(q | p) that a round has taken off at most, and nats that are left of it
 _FORWARD = 0.5
 
 
@@ -67,8 +69,9 @@ def _trained(now: Group) -> tuple[FlowProposal, Trial]:
         record.flown = True
     late = _LATE_ROUNDS if now.target.dim > _FEW_DIMENSIONS else 0
     last = _MOST_ROUNDS + late - 1
+    before = torch.full_like(flows.place[:, 0], -torch.inf)
     for number in range(last + 1):
-        train_flows(
+        elbo = train_flows(
             flows,
             now.target,
             round_=number,
@@ -81,8 +84,10 @@ def _trained(now: Group) -> tuple[FlowProposal, Trial]:
         trial = now.pool.draw(q, now.effort.trial)
         good = (trial.share > _ENOUGH) & (trial.khat < _ENOUGH_KHAT)
         hopeless = trial.share < _HOPELESS if number else ~now.all()
+        away, gain, before = trial.log_z - elbo, elbo - before, elbo
+        stalled = (away > _AWAY) & (gain < _STALLED * (away + gain)) if not several else ~now.all()
         over = (_worth_a_certificate(trial) | (trial.share < _NEAR)) & (number + 1 >= _ROUNDS + late)
-        if bool((good | hopeless | over).all()):
+        if bool((good | hopeless | stalled | over).all()):
             break
     assert trial is not None
     return q, trial

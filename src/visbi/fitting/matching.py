@@ -1,6 +1,6 @@
 """The rung of the Gaussian: matched from the prior, and an answer where nothing speaks for more than that.
 
-Where the prior is far too wide Gaussians are matched at summits (`summits`), one for each that is unlike the
+Where the prior is far too wide Gaussians are matched at summits (`afar`), one for each that is unlike the
 others: they answer regressions on raw predictors, and of equal modes, such as labels that can be exchanged,
 particles that came a long way may have kept one.
 """
@@ -12,12 +12,12 @@ from torch import Tensor
 
 from visbi.core.rows import picked
 from visbi.families.gaussians import Mixture
+from visbi.fitting.afar import at_summits
 from visbi.fitting.climbing import Group
 from visbi.fitting.match import match_gaussian
 from visbi.fitting.mixing import CLEAR, LITTLE, matched_from, refitted
 from visbi.fitting.mixture import defended, spread_out
 from visbi.fitting.pool import BELIEVED, Trial
-from visbi.fitting.summits import at_summits
 from visbi.fitting.verdicts import EVEN, SPARE, certified
 from visbi.fitting.witnesses import FEW, hides, missing, missing_at
 

@@ -15,13 +15,13 @@ from torch import Tensor
 from visbi.certificate.modes import find_modes
 from visbi.core.rows import picked
 from visbi.families.gaussians import Mixture
+from visbi.fitting.afar import at_summits
 from visbi.fitting.climbing import Group
 from visbi.fitting.explore import Exploration
 from visbi.fitting.flying import fly
 from visbi.fitting.mixture import defended, local_covariances, spread_out
 from visbi.fitting.pool import UNSOUND, Trial
 from visbi.fitting.refine import COMPONENTS, ENOUGH, from_particles, matched, refined, weighed
-from visbi.fitting.summits import at_summits
 from visbi.fitting.verdicts import EVEN, SPARE, certified
 from visbi.fitting.witnesses import hides
 

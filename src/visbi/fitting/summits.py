@@ -1,14 +1,9 @@
-r"""Summits of the posterior, found by quasi-Newton ascents from a few points, and Gaussians matched there.
+r"""Summits of the posterior, found by quasi-Newton ascents from a few points.
 
-Where a prior is a thousand times as wide as the posterior in some directions and about as wide in others,
-tempered particles may sink into a narrow, bent valley that leads to the posterior only slowly: on a growth
-curve of 27 sea cows half of the explorations ended 20 to 60 nats below it. An ascent that learns the
-curvature on its way goes down the same valley in a hundred steps, and 16 of them cost a hundredth of the
-particles. A summit is no mass: what is matched there is drawn from and weighed like any other proposal.
-
-The inverse Hessian is that of Broyden, Fletcher, Goldfarb and Shanno, dense and one for each start; steps are
-the best of several lengths, which are evaluated at once. It is where matching starts (as in Zhang, Carpenter,
-Gelman, Vehtari: Pathfinder. JMLR 2022, whose Gaussians it would be).
+The inverse Hessian is that of Broyden, Fletcher, Goldfarb and Shanno, dense and one for each start, from what
+the slopes at some draws of the prior say of the scales. Steps are the best of several lengths, which are
+evaluated at once; an ascent that has arrived costs nothing more. Gaussians are matched from where they end
+(`afar`); in Pathfinder (Zhang, Carpenter, Gelman, Vehtari. JMLR 2022) they are the Gaussians.
 """
 
 from dataclasses import dataclass
@@ -16,20 +11,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from visbi.core.rows import picked
-from visbi.families.gaussians import Mixture
-from visbi.fitting.climbing import Group
-from visbi.fitting.mixture import spread_out
-from visbi.fitting.refine import matched
 from visbi.fitting.target import Target
 
-__all__ = ["Summits", "at_summits", "summits"]
+__all__ = ["Summits", "summits"]
 
-_CLIMBERS = 8  # ascents from the prior's draws, and as many from particles
-_STEPS = 120  # of an ascent, at most
+_STEPS = 160  # of an ascent, at most
 _LENGTHS = 4.0 ** torch.arange(3, -5, -1)  # of steps that are tried, in quasi-Newton steps
-_GAIN, _STILL = 1e-3, 3  # an ascent that gains less nats, so many times in a row, is there
+_GAIN, _STILL = 1e-4, 3  # an ascent that gains less nats, so many times in a row, is there
 _FAR = 1.0  # prior sds: the longest first step, and longest one without a curvature
+_SLOPES = 64  # of the potential, at least, that its scales are guessed from
+_LEAST_SLOPE = 1e-12  # of the largest
 
 
 @dataclass(frozen=True)
@@ -45,18 +36,17 @@ class Summits:
     ell: Tensor
     cov: Tensor
 
+    def with_(self, other: "Summits") -> "Summits":
+        """These and the others."""
+        return Summits(
+            torch.cat([self.z, other.z], 1),
+            torch.cat([self.ell, other.ell], 1),
+            torch.cat([self.cov, other.cov], 1),
+        )
 
-def at_summits(now: Group) -> Mixture:
-    """Gaussians matched at the ends of ascents from the prior's most promising draws, and from particles.
-
-    Raises:
-        BudgetReached: the target's budget is used up.
-    """
-    each = [(now.starts, now.usable.double())]
-    each += [] if now.seen is None else [(now.seen.z, torch.ones_like(now.seen.ell))]
-    starts = [picked(z, spread_out(z, w / w.sum(1, keepdim=True), _CLIMBERS)) for z, w in each]
-    found = summits(now.target, torch.cat(starts, 1))
-    return matched(now.target, found.z, found.cov)
+    def of_fits(self, which: Tensor) -> "Summits":
+        """Those of the fits `which`, (F,) bool."""
+        return Summits(self.z[which], self.ell[which], self.cov[which])
 
 
 def summits(target: Target, z: Tensor) -> Summits:
@@ -74,35 +64,94 @@ def summits(target: Target, z: Tensor) -> Summits:
     >>> found.z[0, 0], found.cov[0, 0].diagonal().sqrt()
     (tensor([0.5000, 0.5000], dtype=torch.float64), tensor([0.0010, 1.0000], dtype=torch.float64))
     """
-    fits, k, d = z.shape
+    metric = _metric(target)[:, None]
     z = z.double()
     ell, gradient = target.value_and_gradient(z)
-    eye = torch.eye(d).to(z).expand(fits, k, d, d)
-    inverse = cov = _scaled(eye, gradient)
-    fresh = torch.ones_like(ell, dtype=torch.bool)  # no curvature is known
-    still = torch.zeros_like(ell)
+    inverse = _no_longer(metric, gradient)
+    fresh = torch.ones_like(ell, dtype=torch.bool)
+    everyone = _Climbers(z, ell, gradient, inverse, inverse, fresh, torch.zeros_like(ell))
     for _ in range(_STEPS):
-        direction = (inverse @ gradient[..., None])[..., 0]
-        step = _lengths(target, z, ell, gradient, direction)[..., None] * direction[:, :, None]
-        new_ell, new_gradient = target.value_and_gradient((z[:, :, None] + step).flatten(1, 2))
-        highest = new_ell.reshape(fits, k, 2).max(-1)
-        step, new_gradient = (
-            _chosen(t.reshape(fits, k, 2, d), highest.indices) for t in (step, new_gradient)
-        )
-        better = highest.values > ell
-        gain = torch.where(better, highest.values - ell, 0.0)
-        learnt, inverse = _updated(inverse, step, gradient - new_gradient, fresh)
-        lost = ~better & ~fresh  # along a direction that does not rise: begin anew from the slope alone
-        step = torch.where(better[..., None], step, 0.0)
-        gradient = torch.where(better[..., None], new_gradient, gradient)
-        z, ell = z + step, torch.where(better, highest.values, ell)
-        cov = torch.where((better & learnt & (gain > _GAIN))[..., None, None], inverse, cov)
-        inverse = torch.where(lost[..., None, None], _scaled(eye, gradient), inverse)
-        fresh = (fresh & ~learnt) | lost
-        still = torch.where(gain < _GAIN, still + 1, torch.zeros_like(still))
-        if bool((still >= _STILL).all()):
+        climbing = (everyone.still < _STILL).any(0)
+        if not bool(climbing.any()):
             break
-    return Summits(z, ell, cov)
+        everyone = everyone.put(climbing, _step(target, everyone.only(climbing), metric))
+    return Summits(everyone.z, everyone.ell, everyone.cov)
+
+
+@dataclass(frozen=True)
+class _Climbers:
+    """Ascents on their way.
+
+    Attributes:
+        z, ell, gradient: where they are.
+        inverse: (F, K, d, d) inverse Hessians. cov: the last ones that were learnt while rising.
+        fresh: (F, K) whether no curvature is known. still: steps in a row that gained next to nothing.
+    """
+
+    z: Tensor
+    ell: Tensor
+    gradient: Tensor
+    inverse: Tensor
+    cov: Tensor
+    fresh: Tensor
+    still: Tensor
+
+    def only(self, which: Tensor) -> "_Climbers":
+        """The ascents `which`, (K,) bool, of every fit."""
+        return _Climbers(*(part[:, which] for part in self._parts()))
+
+    def put(self, which: Tensor, others: "_Climbers") -> "_Climbers":
+        """With others in the place of those `which`."""
+        parts = [part.clone() for part in self._parts()]
+        for part, new in zip(parts, others._parts(), strict=True):
+            part[:, which] = new
+        return _Climbers(*parts)
+
+    def _parts(self) -> tuple[Tensor, ...]:
+        return self.z, self.ell, self.gradient, self.inverse, self.cov, self.fresh, self.still
+
+
+def _step(target: Target, now: _Climbers, metric: Tensor) -> _Climbers:
+    """All of them one step further, or as they are."""
+    z, ell, gradient, inverse = now.z, now.ell, now.gradient, now.inverse
+    fits, k, d = z.shape
+    direction = (inverse @ gradient[..., None])[..., 0]
+    step = _lengths(target, z, ell, gradient, direction)[..., None] * direction[:, :, None]
+    new_ell, new_gradient = target.value_and_gradient((z[:, :, None] + step).flatten(1, 2))
+    highest = new_ell.reshape(fits, k, 2).max(-1)
+    step, new_gradient = (_chosen(t.reshape(fits, k, 2, d), highest.indices) for t in (step, new_gradient))
+    better = highest.values > ell
+    gain = torch.where(better, highest.values - ell, 0.0)
+    learnt, inverse = _updated(inverse, step, gradient - new_gradient, now.fresh, metric)
+    lost = ~better & ~now.fresh  # along a direction that does not rise: begin anew from the slope alone
+    step = torch.where(better[..., None], step, 0.0)
+    gradient = torch.where(better[..., None], new_gradient, gradient)
+    return _Climbers(
+        z=z + step,
+        ell=torch.where(better, highest.values, ell),
+        gradient=gradient,
+        inverse=torch.where(lost[..., None, None], _no_longer(metric, gradient), inverse),
+        cov=torch.where((better & learnt & (gain > _GAIN))[..., None, None], inverse, now.cov),
+        fresh=(now.fresh & ~learnt) | lost,
+        still=torch.where(gain < _GAIN, now.still + 1, torch.zeros_like(now.still)),
+    )
+
+
+def _metric(target: Target) -> Tensor:
+    """(F, d, d) the inverse Hessian that a Gaussian's slopes at draws of the prior would come from.
+
+    Draws of N(0, I) have slopes of covariance H^2 there. Where H is not the same everywhere this is still
+    how unlike the directions are, and on raw predictors that is one to 10^7: from there an ascent takes sixty
+    steps, from the identity four hundred and more.
+    """
+    n = max(_SLOPES, 4 * target.dim)
+    z = torch.randn(target.fits, n, target.dim, dtype=torch.float64, device=target.device)
+    _, gradient = target.value_and_gradient(z)
+    centred = (gradient - gradient.mean(1, keepdim=True)) / n**0.5
+    _, size, directions = torch.linalg.svd(centred, full_matrices=False)
+    none = size[:, :1] <= 0
+    size = torch.where(none, 1.0, torch.maximum(size, _LEAST_SLOPE * size[:, :1]))
+    return (directions.mT / size[:, None]) @ directions
 
 
 def _lengths(target: Target, z: Tensor, ell: Tensor, gradient: Tensor, direction: Tensor) -> Tensor:
@@ -123,21 +172,22 @@ def _chosen(each: Tensor, index: Tensor) -> Tensor:
     return each.gather(2, index[..., None, None].expand(*index.shape, 1, each.shape[-1]))[:, :, 0]
 
 
-def _scaled(eye: Tensor, gradient: Tensor) -> Tensor:
-    """Multiples of the identity by which a step is as long as `_FAR`, or as the slope if that is less."""
-    norm = gradient.norm(dim=-1).clamp_min(1e-300)
-    return eye * (_FAR / norm).clamp_max(1.0)[..., None, None]
+def _no_longer(metric: Tensor, gradient: Tensor) -> Tensor:
+    """Multiples of the metric by which a step is as long as `_FAR`, or as it is if that is less."""
+    norm = (metric @ gradient[..., None])[..., 0].norm(dim=-1).clamp_min(1e-300)
+    return metric * (_FAR / norm).clamp_max(1.0)[..., None, None]
 
 
-def _updated(inverse: Tensor, step: Tensor, change: Tensor, fresh: Tensor) -> tuple[Tensor, Tensor]:
+def _updated(
+    inverse: Tensor, step: Tensor, change: Tensor, fresh: Tensor, metric: Tensor
+) -> tuple[Tensor, Tensor]:
     """Where steps (F, K, d) that changed the slope so taught a curvature, and inverse Hessians after them."""
     product = (step * change).sum(-1)
     learnt = product > 1e-12 * step.norm(dim=-1) * change.norm(dim=-1)
     rate = torch.where(learnt, 1.0 / product.clamp_min(1e-300), 0.0)[..., None, None]
-    size = (product / change.square().sum(-1).clamp_min(1e-300))[..., None, None]
-    eye = torch.eye(step.shape[-1]).to(step)
-    start = torch.where((fresh & learnt)[..., None, None], size * eye, inverse)
     s, y = step[..., None], change[..., None]
-    left = eye - rate * s @ y.mT
+    size = product[..., None, None] / (y.mT @ metric @ y).clamp_min(1e-300)
+    start = torch.where((fresh & learnt)[..., None, None], size * metric, inverse)
+    left = torch.eye(step.shape[-1]).to(step) - rate * s @ y.mT
     new = left @ start @ left.mT + rate * s @ s.mT
     return learnt, torch.where(learnt[..., None, None], new, inverse)

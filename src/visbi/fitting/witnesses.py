@@ -17,6 +17,7 @@ from visbi.certificate.rows import cleaned, pareto_smooth
 from visbi.certificate.weights import resample
 from visbi.core.rows import picked
 from visbi.families.gaussians import Mixture
+from visbi.fitting.afar import at_summits
 from visbi.fitting.budget import BudgetReached
 from visbi.fitting.climbing import Group
 from visbi.fitting.drift import drift
@@ -24,7 +25,6 @@ from visbi.fitting.hidden import with_hidden
 from visbi.fitting.mixture import defended
 from visbi.fitting.pool import Proposal, Trial
 from visbi.fitting.refine import around
-from visbi.fitting.summits import at_summits
 from visbi.fitting.uphill import too_low, tops
 
 __all__ = ["FEW", "doubts", "hides", "missing", "missing_at", "missing_of_points"]
