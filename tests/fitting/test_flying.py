@@ -13,7 +13,7 @@ from visbi.families.gaussians import Mixture
 from visbi.fitting import flying, verdicts
 from visbi.fitting.climbing import ALONE, Group, Record
 from visbi.fitting.explore import explore
-from visbi.fitting.flow import FlowProposal, flow_body, train_flows
+from visbi.fitting.flow import FlowProposal, flow_body, show_points, train_flows
 from visbi.fitting.flying import fly, polished
 from visbi.fitting.pool import Pool, thinned
 from visbi.fitting.target import Target
@@ -89,7 +89,7 @@ def ripples(theta: Tensor) -> Tensor:
     return (2 * torch.cos(30 * theta) - 2 * theta.square()).sum(-1)
 
 
-@pytest.mark.parametrize(("log_p", "steps", "rounds"), [(ripples, 100, 2), (banana, 15, 3)])
+@pytest.mark.parametrize(("log_p", "steps", "rounds"), [(ripples, 100, 2), (banana, 40, 5)])
 def test_a_flow_that_comes_no_nearer_is_trained_no_further(log_p, steps, rounds, monkeypatch):
     """Ripples of two nats stay, however long it is trained; a bend does not, however slow it goes."""
     trained = []
@@ -100,8 +100,37 @@ def test_a_flow_that_comes_no_nearer_is_trained_no_further(log_p, steps, rounds,
 
     monkeypatch.setattr(flying, "train_flows", round_)
     torch.manual_seed(0)
-    flying._trained(group(log_p, 4))
+    flying._trained(group(log_p, 12))  # in more than ten dimensions no points take the place of a round
     assert len(trained) == rounds
+
+
+def test_points_take_the_place_of_the_first_round(monkeypatch):
+    """A banana that a mixture's weighted draws show is nearly learnt before the potential is asked."""
+    now = group(banana, 4)
+    cov = torch.diag(torch.tensor([1.0, 1.5, 1.0, 1.0]).double().square())[None, None]
+    now.pool.draw(Mixture.of(torch.zeros(1, 1).double(), torch.zeros(1, 1, 4).double(), cov), 16_384)
+    rounds, spent = [], []
+
+    def round_(flows, target, *, round_, **options):
+        rounds.append(round_)
+        spent.append(target.n_gradients)
+        return train_flows(flows, target, round_=round_, **options)
+
+    monkeypatch.setattr(flying, "train_flows", round_)
+    torch.manual_seed(0)
+    _, trial = flying._trained(now)
+    assert rounds[0] == 1 and spent[0] == 0
+    assert float(trial.share) > 0.8 and float(trial.log_z) == pytest.approx(4.0, abs=0.1)
+
+
+def test_likelihood_of_points_brings_a_flow_to_them():
+    torch.manual_seed(0)
+    now = group(banana, 2)
+    points = now.pool.points(8192)
+    flows, plain = (flying._start(now, spline=False) for _ in range(2))
+    show_points(flows, points, steps=150, batch=192)
+    gain = (points[1] * (flows.log_prob(points[0]) - plain.log_prob(points[0]))).sum()
+    assert float(gain) > 0.2 and now.target.n_gradients == 0
 
 
 def test_several_modes_get_splines_and_points():

@@ -24,7 +24,7 @@ from visbi.families.widened import WidenedBody, log_wide_normal, wide_score
 from visbi.fitting.mixture import defence
 from visbi.fitting.target import Target
 
-__all__ = ["FlowProposal", "flow_body", "train_flow", "train_flows", "widened"]
+__all__ = ["FlowProposal", "flow_body", "show_points", "train_flow", "train_flows", "widened"]
 
 _PEAKS = (8e-3, 5e-3, 3e-3, 2e-3)
 _RISE = 0.2  # share of a round in which the learning rate rises
@@ -167,6 +167,27 @@ def train_flows(
         done = adam.step(flows, gradient, *_cycle(step, steps, _PEAKS[min(round_, len(_PEAKS) - 1)]))
         elbos[step] = torch.where(done, log_w.mean(1), math.nan)
     return _last_fifth(elbos)
+
+
+def show_points(flows: CouplingStack, points: tuple[Tensor, Tensor], *, steps: int, batch: int) -> None:
+    """A round of F flows by the forward KL to weighted points alone, in place; it evaluates no potential.
+
+    Args:
+        flows: F of them.
+        points: (F, M, d) and weights (F, M) that stand for the posteriors.
+        steps: gradient steps.
+        batch: points in each, drawn by their weights.
+
+    >>> flows, z = CouplingStack([flow_body(2)]), 0.1 * torch.randn(1, 500, 2).double()
+    >>> show_points(flows, (z, torch.full((1, 500), 1 / 500).double()), steps=50, batch=64)
+    >>> bool((flows.log_prob(z).mean() > -1.0))
+    True
+    """
+    adam = _Adam.of(flows)
+    for step in range(steps):
+        chosen = torch.multinomial(points[1], batch, replacement=True)
+        shown = points[0].gather(1, chosen[..., None].expand(-1, -1, flows.dim))
+        adam.step(flows, flows.likelihood_gradient(shown)[1], *_cycle(step, steps, _PEAKS[0]))
 
 
 def train_flow(

@@ -5,7 +5,9 @@ weighted points so far. A posterior in one piece gets affine layers, and the rev
 modes were seen the layers are splines, which can tear a Gaussian apart, and half of the loss is the forward
 KL to the points: what a flow's own draws do not reach, such as another mode, only points can teach it. The
 first round takes fewer draws: far from the posterior their noise is not what limits a step. So does the last
-one that there can be, which few fits need, and by which much has been spent.
+one that there can be, which few fits need, and by which much has been spent. In few dimensions the thousands
+of points of a fit alone show where bends and necks are: their likelihood takes the place of the first round,
+and asks for no evaluation. What they lack is left to the later rounds, of the reverse KL alone.
 
 After each round fresh draws say how good the flows are. A flow that is far from the posterior and comes no
 nearer is trained no further: ripples and kinks beyond its bends stay. One whose weights are uneven is patched
@@ -20,7 +22,7 @@ from torch import Tensor
 from visbi.families.coupling_stack import CouplingStack
 from visbi.families.gaussians import cholesky
 from visbi.fitting.climbing import Group
-from visbi.fitting.flow import FlowProposal, flow_body, train_flows
+from visbi.fitting.flow import FlowProposal, flow_body, show_points, train_flows
 from visbi.fitting.pool import UNSOUND, Trial
 from visbi.fitting.refine import patch
 from visbi.fitting.verdicts import certified
@@ -70,7 +72,10 @@ def _trained(now: Group) -> tuple[FlowProposal, Trial]:
     late = _LATE_ROUNDS if now.target.dim > _FEW_DIMENSIONS else 0
     last = _MOST_ROUNDS + late - 1
     before = torch.full_like(flows.place[:, 0], -torch.inf)
-    for number in range(last + 1):
+    shown = now.alone and not several and now.target.dim <= _FEW_DIMENSIONS
+    if shown:
+        show_points(flows, now.pool.points(2 * now.effort.trial), steps=_STEPS, batch=_MANY)
+    for number in range(1 if shown else 0, last + 1):
         elbo = train_flows(
             flows,
             now.target,
@@ -134,7 +139,7 @@ def _answered(now: Group, q: FlowProposal, trial: Trial, *, spare: float) -> Seq
     rest = [] if others is None else patched(others, q.of_fits(~sound), spare=spare)
     if good is not None:
         q = q.of_fits(sound)
-        answered = certified(good, "a flow", q, spare=spare)
+        answered = certified(good, "a flow", q, spare=spare, more_to_come=True)
         left = good.parts(answered)[1]
         rest = rest if left is None else [*rest, *patched(left, q.of_fits(~answered), spare=spare)]
     return rest

@@ -36,9 +36,9 @@ _CLEARLY = 1.05  # times the merit of matched Gaussians, few and smooth, that an
 _SCANT = 0.05  # of a refitted one, below which no certificate is asked for, and
 _HALF = 0.5  # below which none is where its weights are unsound and there is one mode
 _AGAIN = 2  # refits after a certificate that failed, but one,
-_FEW_ROUNDS, _SURE = 2, 0.5  # of so few rounds and with such a steady share, where a flow may do
+_SURE = 0.5  # share of both of two refits, where a flow may do
 _ENOUGH_SEEN = 10.0  # draws of the prior in effect, for each dimension, from which a mixture can be fitted
-_LOST = 0.1  # merit of what particles led to below which they may not have arrived
+_LOST = 0.1  # merit of what particles led to below which they may not have arrived, if they came a long way
 _FEW_DIMENSIONS = 4  # in which mixtures can follow tempered weights from the prior to the posterior
 
 
@@ -73,7 +73,7 @@ def mixture(now: Group) -> Sequence[Group]:
     while bool((trial.merit <= ENOUGH).any()) and (other := next(candidates, None)) is not None:
         fresh = now.pool.tried(defended(other), now.effort.trial)
         best, trial = _better(best, trial, other, fresh)
-    if now.alone and now.gradient and bool((trial.merit < _LOST).all()):
+    if now.alone and now.gradient and bool(((trial.merit < _LOST) & now.far_too_wide()).all()):
         now.summit = at_summits(now)
         fresh = now.pool.tried(defended(now.summit), now.effort.trial)
         best, trial = _better(best, trial, now.summit, fresh)
@@ -131,6 +131,11 @@ def _refits(now: Group, q: Mixture, trial: Trial, *, again: int = _AGAIN) -> Seq
     q, trial, steady = refitted(now, q, trial)
     rest: list[Group] = []
     left = now.for_a_flow() & _unsteady(now, trial, steady)
+    nearly = now.for_a_flow() & (steady >= LITTLE) & (steady < CLEAR)
+    if now.alone and bool(nearly.any()):
+        # the best of some refits, by a trial that flatters it: a certificate and its doubts cost nine trials
+        fresh = now.pool.draw(defended(q), now.effort.trial)
+        left |= nearly & _unsteady(now, fresh, fresh.share)
     first, others = now.parts(left)
     if others is not None:
         rest += _certified_mixture(others, q.of_fits(~left), trial.of_fits(~left), again=again)
@@ -203,7 +208,9 @@ def _once_more(now: Group, q: Mixture, trial: Trial, *, again: int) -> list[Grou
     """
     if again < _AGAIN:
         return [now]
-    q, trial, steady = refitted(now, q, _forgotten(trial), rounds=_FEW_ROUNDS)
+    q, trial, steady = refitted(now, q, _forgotten(trial), rounds=1)
+    if bool((steady >= _SURE).any()):
+        q, trial, steady = refitted(now, q, trial, rounds=1)
     sure = steady >= _SURE
     better, over = now.parts(sure)
     rest = [] if over is None else [over]

@@ -21,15 +21,20 @@ EVEN = 0.5
 """k-hat of weights so even that many draws in effect are enough, however small their share."""
 
 
-def certified(now: Group, rung: str, q: Proposal, *, spare: float) -> Tensor:
+def certified(now: Group, rung: str, q: Proposal, *, spare: float, more_to_come: bool = False) -> Tensor:
     """(F,) whether q passes with draws to spare; what passes at all is kept.
 
-    To spare are a share `spare` of the draws in effect, or many where their weights are even and a flow,
-    which might have fitted better, was tried.
+    To spare are a share `spare` of the draws in effect, or many where their weights are even.
+
+    Args:
+        now: the fits. rung: the name of what answers. q: what is certified.
+        spare: the share.
+        more_to_come: whether what comes next may fit better; so may a flow, where there is to be one. Then
+            more draws are not taken of what could pass with them, but not with draws to spare.
     """
     broken = now.target.broken
     trial = now.pool.draw(q, now.effort.draws)
-    if _too_few(now, trial):
+    if _too_few(now, trial, more_to_come=more_to_come):
         trial = trial.with_(now.pool.draw(q, _MORE * now.effort.draws))
     broken = (now.target.broken - broken) / trial.ell.shape[1]
     reports = [
@@ -56,13 +61,13 @@ def certified(now: Group, rung: str, q: Proposal, *, spare: float) -> Tensor:
     return passed
 
 
-def _too_few(now: Group, trial: Trial) -> bool:
+def _too_few(now: Group, trial: Trial, *, more_to_come: bool) -> bool:
     """Whether weights are sound, but so few of a single fit's draws in effect that more are worth it."""
     n = trial.ell.shape[1]
     if not now.alone or now.target.fits > 1 or now.target.budget.left < _MORE * n:
         return False
     ess = trial.n_effective
-    sound = EVEN if bool(now.for_a_flow()) else BELIEVED
+    sound = EVEN if more_to_come or bool(now.for_a_flow()) else BELIEVED
     return float(trial.khat) < sound and _MANY / (1 + _MORE) <= ess < _MANY
 
 
