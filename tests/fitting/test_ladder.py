@@ -283,6 +283,27 @@ class TestOnceMore:
         assert set(asked) == {"a mixture"} and bool(flights) is flown
 
 
+class TestNearly:
+    """Refits whose best trial has a third of the draws in effect: that flatters some of them."""
+
+    @pytest.mark.parametrize(
+        ("share", "khat", "first"), [(0.2, 0.7, "a flow"), (0.2, 0.3, "a mixture"), (0.4, 0.7, "a mixture")]
+    )
+    def test_once_more_before_a_certificate(self, share, khat, first, monkeypatch):
+        asked = []
+        now = group_of(lambda theta: standard(4).log_prob(theta), 4)
+        now.records[0].count_modes = lambda: 1
+        q = known([1.0], [[0.0] * 4], 1.0)
+        flattered = replace(now.pool.draw(q, 4096), share=torch.tensor([0.35]), khat=torch.tensor([0.6]))
+        fresh = replace(flattered, share=torch.tensor([share]), khat=torch.tensor([khat]))
+        monkeypatch.setattr(Pool, "draw", lambda *_: fresh)
+        monkeypatch.setattr(mixing, "refitted", lambda *_, **__: (q, flattered, flattered.share))
+        monkeypatch.setattr(mixing, "fly", lambda now, **_: asked.append("a flow") or [now])
+        monkeypatch.setattr(mixing, "certified", lambda now, rung, *_, **__: asked.append(rung) or now.all())
+        mixing._refits(now, q, flattered)
+        assert asked[0] == first
+
+
 class TestRough:
     """4^8 ripples on a Gaussian: a smooth q has even weights, and few draws in effect."""
 

@@ -1,0 +1,65 @@
+"""Gaussians at summits: which ascents are made, and made once."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import Independent, Normal
+
+from visbi.fitting import afar
+from visbi.fitting.afar import at_summits
+from visbi.fitting.climbing import ALONE, Group, Record
+from visbi.fitting.explore import Exploration
+from visbi.fitting.pool import Pool
+from visbi.fitting.summits import summits
+from visbi.fitting.target import Target, log_standard_normal
+from visbi.priors import coordinates
+
+CENTRE = torch.tensor([1.0, -1.0, 0.5], dtype=torch.float64)
+
+
+def two(z: Tensor) -> Tensor:
+    """Modes of sd 1/100 on both sides."""
+    return torch.logaddexp(*(-5e3 * (z - side * CENTRE).square().sum(-1) for side in (1, -1)))
+
+
+def group() -> Group:
+    """Draws of the prior that lie on one side."""
+    target = Target(two, coordinates(Independent(Normal(torch.zeros(3).double(), 1.0), 1)))
+    z = CENTRE + 0.3 * torch.randn(1, 64, 3).double()
+    return Group(target, [Record()], ALONE, Pool(target), starts=z, usable=torch.ones(1, 64).bool())
+
+
+def with_particles(now: Group, z: Tensor) -> None:
+    now.seen = Exploration.of_draws(z, two(z) - log_standard_normal(z), z.shape[1])
+
+
+def test_ascents_from_the_prior_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def counted(target: Target, z: Tensor) -> object:
+        asked.append(z)
+        return summits(target, z)
+
+    monkeypatch.setattr(afar, "summits", counted)
+    torch.manual_seed(0)
+    now = group()
+    first = at_summits(now)
+    assert first.loc.shape[1] == 1 and len(asked) == 1
+    torch.testing.assert_close(first.loc[0, 0], CENTRE, atol=1e-3, rtol=0)
+    with_particles(now, -CENTRE + 0.05 * torch.randn(1, 200, 3).double())
+    both = at_summits(now)
+    assert len(asked) == 2 and bool((asked[1][0] @ CENTRE < 0).all())  # from particles alone
+    assert both.loc.shape[1] == 2
+    assert (both.loc[0] @ CENTRE).sort().values.tolist() == pytest.approx([-2.25, 2.25], abs=1e-3)
+    assert both.log_weights.exp().tolist()[0] == pytest.approx([0.5, 0.5], abs=0.02)
+    assert both.cov[0].diagonal(dim1=-2, dim2=-1).flatten().tolist() == pytest.approx([1e-4] * 6, rel=0.05)
+
+
+def test_what_is_kept_goes_with_the_fit() -> None:
+    torch.manual_seed(0)
+    now = group()
+    at_summits(now)
+    assert now.ends is not None and now.ends.z.shape == (1, 8, 3) and now.ends.cov.shape == (1, 8, 3, 3)
+    both = now.ends.with_(now.ends)
+    assert both.ell.shape == (1, 16) and both.of_fits(torch.tensor([False])).z.shape == (0, 16, 3)
+    assert float(now.ends.ell.max()) == pytest.approx(0.0, abs=1e-3)
