@@ -161,6 +161,18 @@ class TestBlend:
         there = mended.rest.log_prob(torch.tensor([[[1.0, 0.0], [-1.0, 0.0]]]).double())[0]
         assert float(there[0]) > float(there[1]) + 2
 
+    def test_a_patch_where_q_has_no_density_at_all(self):
+        """A flow that was trained on next to nothing; weights of NaN were drawn from."""
+
+        class Nowhere:
+            def log_prob(self, z: Tensor) -> Tensor:
+                return torch.full_like(z[..., 0], -torch.inf)
+
+        pool = Pool(of_mixture(FOUR))
+        pool.draw(FOUR, 64)
+        rest = patch(pool, Nowhere()).rest  # type: ignore[arg-type]
+        assert bool(torch.isfinite(rest.log_prob(FOUR.sample(64))).all())
+
     def test_a_patch_on_what_needs_none_does_no_harm(self):
         pool = Pool(of_mixture(FOUR))
         pool.draw(FOUR, 4096)

@@ -100,5 +100,7 @@ def test_options_suit_the_number_of_runs(
     usual.learn(theta, x, COORDS, earlier=None, **plain)
     usual.learn(theta, x, COORDS, earlier=earlier, **plain)
     LEARNING.learn(theta, x, COORDS, earlier=earlier, **plain)
-    cold = TrainingOptions(batch_size=batch_size, cool_after=cool_after, patience=patience, worth=2e-3)
+    cold = TrainingOptions(
+        learning_rate=1.6e-2, batch_size=batch_size, cool_after=cool_after, patience=patience, worth=2e-3
+    )
     assert seen == [cold, replace(cold, learning_rate=cold.learning_rate / 4), LEARNING.options]

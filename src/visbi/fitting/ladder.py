@@ -69,7 +69,7 @@ def climb(
     if answer.report.rung == _NOWHERE:
         raise ValueError(
             "`potential_fn`: expected finite values at draws of the prior; got none at "
-            f"{ALONE.look} of them (is x of the scale that the potential was trained on?)"
+            f"{target.n_values} of them (is x of the scale that the potential was trained on?)"
         )
     return answer
 

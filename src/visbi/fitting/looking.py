@@ -20,35 +20,21 @@ PRIOR = "the prior"
 _LEAST_SHARE = 1e-9  # of the prior beyond the outermost draw, in each dimension
 _ROOM = 8  # times the draws of the search: a budget that leaves less is not spent on it
 _INMOST = 0.03  # of how far it is from the prior's middle, to which a draw is moved at most
+_SCARCE = 32  # draws that can be used, below which more of the prior's are searched, and all are looked at
 _LOOKED_AT = 512  # promising draws of the prior
 
 
 def look(now: Group) -> Sequence[Group]:
     """What the prior's draws say about the potential."""
-    n, d = now.effort.look, now.target.dim
+    n = now.effort.look
     if now.effort.keep_look:
         trial = now.pool.draw(prior_like(now.target), n)
         now.consider(PRIOR, prior_like(now.target), trial)
         z, ell = trial.z, trial.ell
         usable = torch.isfinite(ell)
     else:
-        more = now.effort.search if d <= SEARCHED else now.effort.inward
-        more = more if now.target.budget.left > _ROOM * more else 0
-        z = _evenly_drawn(now.target, n + more)
-        if d > SEARCHED:
-            z[:, n:] *= _INMOST ** torch.rand_like(z[:, n:, :1])
-        ell, end = now.target.value_as_far(z, MIN_DRAWS)
+        z, ell, n = _search(now)
         usable = is_usable(ell)
-        n_prior = n + more if d <= SEARCHED else n
-        for record, each, values, good in zip(now.records, z, ell, usable, strict=True):
-            of_prior = slice(min(len(values), n_prior))
-            record.looked = each[of_prior], torch.where(good, values, -torch.inf)[of_prior]
-        if end is not None:
-            raise end
-        if more:
-            now.searched, now.found = z, torch.where(usable, ell, -torch.inf)
-            now.n_prior = n_prior
-        z, ell, usable = z[:, :n], ell[:, :n], usable[:, :n]
     ell = torch.where(usable, ell, -torch.inf)
     somewhere = usable.any(1)
     for record, there in zip(now.records, somewhere.tolist(), strict=True):
@@ -57,13 +43,46 @@ def look(now: Group) -> Sequence[Group]:
     if not bool(somewhere.any()):
         return []
     top = ell.topk(min(16, n), 1).indices
-    some = trues_first(usable)[:, :32]
+    some = trues_first(usable)[:, :_SCARCE]
     now.gradient = useful_gradient(now.target, picked(z, torch.cat([top, some], 1)))
     if not now.gradient:
         now.tell(now.all(), "the potential has no useful gradient")
     promising = (ell + 0.5 * z.square().sum(-1)).topk(min(_LOOKED_AT, n), 1).indices
     now.starts, now.usable = picked(z, promising), usable.gather(1, promising)
     return [now.only(somewhere)]
+
+
+def _search(now: Group) -> tuple[Tensor, Tensor, int]:
+    """Draws of the prior and the target there, and how many there are; more are searched, and kept in `now`.
+
+    Where hardly any of the first can be used, all are what the potential is judged by.
+    """
+    n, d = now.effort.look, now.target.dim
+    more = now.effort.search if d <= SEARCHED else now.effort.inward
+    more = more if now.target.budget.left > _ROOM * more else 0
+    z = _evenly_drawn(now.target, n + more)
+    if d > SEARCHED:
+        z[:, n:] *= _INMOST ** torch.rand_like(z[:, n:, :1])
+    n_prior = n + more if d <= SEARCHED else n
+    ell, end = now.target.value_as_far(z, MIN_DRAWS)
+    scarce = bool((is_usable(ell[:, :n]).sum(1) < _SCARCE).any())
+    if scarce and d > SEARCHED and more and end is None:
+        further = _evenly_drawn(now.target, now.effort.search)
+        values, end = now.target.value_as_far(further, MIN_DRAWS)
+        further = further[:, : values.shape[1]]
+        z, ell = torch.cat([further, z], 1), torch.cat([values, ell], 1)
+        n_prior += values.shape[1]
+    usable = is_usable(ell)
+    for record, each, values, good in zip(now.records, z, ell, usable, strict=True):
+        of_prior = slice(min(len(values), n_prior))
+        record.looked = each[of_prior], torch.where(good, values, -torch.inf)[of_prior]
+    if end is not None:
+        raise end
+    if more:
+        now.searched, now.found = z, torch.where(usable, ell, -torch.inf)
+        now.n_prior = n_prior
+    first = n_prior if scarce else n
+    return z[:, :first], ell[:, :first], first
 
 
 def _evenly_drawn(target: Target, n: int) -> Tensor:

@@ -51,6 +51,7 @@ COMPONENTS = 24
 _MOST_COMPONENTS = 64
 _NEW = 12  # components that a refit may add; twice as many
 _POOR = 0.5  # where the share of the mixture before was lower
+_NOWHERE = -1e6  # nats: as low as q needs to be taken for
 _PATCH = 0.7  # nats by which q is low where a patch starts
 _LEAST_PATCH = 0.02
 ENOUGH = 0.8
@@ -307,6 +308,7 @@ def _refit(pool: Pool, q: Mixture, points: int, least: float, new: Tensor) -> Mi
 
 def _where_low(weights: Tensor, log_q: Tensor, by: float) -> Tensor:
     """Weights (F, N) of points where q is lower than they ask for by more than `by` nats, adding up to 1."""
+    log_q = log_q.clamp_min(_NOWHERE)  # a flow may have no density at all where they are
     density = torch.where(weights > 0, weights.log() - log_q, -torch.inf)
     low = weights * torch.sigmoid(density - _weighted_median(density, weights) - by)
     return low / low.sum(1, keepdim=True)

@@ -7,6 +7,11 @@ SLCP, by the mean of log p(x | theta) - log q(x | theta) at new runs near the po
     theta in a box as it is, not
     in the prior's coordinates     SLCP .84, not 1.34; two moons .12, not .15
 
+Rates start higher than they usually do: at 1.6e-2, not 4e-3, two networks of 1000 prior runs of SLCP lost .29
+nats a run less (three seeds) in two thirds of the steps, those of two moons .02 in as many; at 6.4e-2 they lost
+2 and .6 more. Four rounds of 250 runs of SLCP then gave a mean C2ST of .736, not .851, and .540 and .530 on two
+moons (five observations each).
+
 Rates fall sooner than they usually do, networks that go on start at a lower one, and batches grow with the
 runs: two networks of two moons took 66 CPU seconds of training in four rounds of 2500 runs, not 116 as with
 nearly the usual waiting and batches of 200; held-out losses of the last round were within .005. With two
@@ -38,10 +43,11 @@ FEWEST_KEPT = 50
 """Runs that a likelihood is learnt from."""
 _FEW_ENTRIES = 16  # of x, up to which splines are affordable
 _BATCHES, _SMALLEST, _LARGEST = 20, 50, 400  # of an epoch, and rows in one
+_RATE = 1.6e-2  # of learning, at first
 _COOL_AFTER, _PATIENCE = 3, 8  # epochs, of
 _WORTH = 2e-3  # nats per run: less would not show in a posterior, and takes half of the epochs
 _EPOCH = 20  # steps at least: the weights that are judged are an average over about a hundred
-_WARM = 0.25  # of the usual learning rate: networks that go on should not forget
+_WARM = 0.25  # of that rate: networks that go on should not forget
 _RESCALED = 0.5  # share of its former spread below which x asks for another standardisation
 
 
@@ -102,13 +108,13 @@ def _options(n: int, *, warm: bool) -> TrainingOptions:
     """For n runs; `warm` networks go on from earlier ones, and the next round from where this one ends."""
     batch_size = min(max(n // _BATCHES, _SMALLEST), _LARGEST)
     longer = max(1.0, _EPOCH * batch_size / n)
-    usual = TrainingOptions(
+    return TrainingOptions(
+        learning_rate=_WARM * _RATE if warm else _RATE,
         batch_size=batch_size,
         cool_after=math.ceil(_COOL_AFTER * longer),
         patience=math.ceil(_PATIENCE * longer),
         worth=_WORTH,
     )
-    return replace(usual, learning_rate=_WARM * usual.learning_rate) if warm else usual
 
 
 def _narrowed(earlier: TrainedLikelihood, x: Tensor) -> bool:
