@@ -8,9 +8,9 @@ SLCP, by the mean of log p(x | theta) - log q(x | theta) at new runs near the po
     in the prior's coordinates     SLCP .84, not 1.34; two moons .12, not .15
 
 Rates start higher than they usually do: at 1.6e-2, not 4e-3, two networks of 1000 prior runs of SLCP lost .29
-nats a run less (three seeds) in two thirds of the steps, those of two moons .02 in as many; at 6.4e-2 they lost
-2 and .6 more. Four rounds of 250 runs of SLCP then gave a mean C2ST of .736, not .851, and .540 and .530 on two
-moons (five observations each).
+nats a run less (three seeds) in two thirds of the steps, those of two moons .02 in as many; at 6.4e-2 they
+lost 2 and .6 more. Four rounds of 250 runs of SLCP then gave a mean C2ST of .736, not .851, and .540 and .530
+on two moons (five observations each).
 
 Rates fall sooner than they usually do, networks that go on start at a lower one, and batches grow with the
 runs: two networks of two moons took 66 CPU seconds of training in four rounds of 2500 runs, not 116 as with
