@@ -72,6 +72,28 @@ def test_a_component_that_fits_nothing_hides_nothing():
     assert float(weights[2] / weights[0]) == pytest.approx(1.0, abs=1e-2)
 
 
+def test_draws_around_q_lead_where_the_priors_do_not():
+    """A prior a hundred times too wide: no draw of it has a trace of the narrower mode."""
+    true = mixture([0.5, 0.5], [-0.03, 0.03], [0.01, 0.004], 4)
+    torch.manual_seed(0)
+    prior = torch.randn(1, 4096, 4).double()
+    both = found_from(true, mixture([1.0], [-0.03], [0.01], 4), prior)
+    assert both.loc[0, :, 0].tolist() == pytest.approx([-0.03, 0.03], abs=1e-3)
+
+
+def test_what_rounding_makes_of_the_potential_hides_nothing():
+    """In single precision ell is off by more, far out, than the trace of the other mode is anywhere."""
+    true = mixture([0.4, 0.6], [-0.3, 0.3], [0.3, 0.1])
+    prior = Independent(Normal(torch.zeros(D).double(), 1.0), 1)
+    rounded = Target(lambda theta: true.log_prob(theta[None])[0].float().double(), coordinates(prior))
+    torch.manual_seed(0)
+    z = torch.randn(1, 4096, D).double()
+    far, near = 30 * z, z[:, (z[0] - 0.3).norm(dim=-1) > 1.0][:, :300]
+    z = torch.cat([far, near], 1)
+    found = with_hidden(rounded, mixture([1.0], [-0.3], [0.3]), z, rounded.value(z), by=math.log(20))
+    assert found.loc[0, :, 0].tolist() == pytest.approx([-0.3, 0.3], abs=1e-2)
+
+
 def test_what_is_no_gaussian_is_left_alone():
     """A Gaussian beside a heavy tail: what is matched to that fits no better than what stands for it."""
 

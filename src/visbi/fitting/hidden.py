@@ -12,12 +12,13 @@ Gaussians are matched, q gets them with the weights that they turn out to have, 
 unexplained leads to the next ones. This is deflation, as of the roots of a polynomial (Farrell, Birkisson,
 Funke: Deflation techniques for finding distinct solutions. SISC 2015), of densities.
 
-How faint a trace can be seen depends on how well q fits: Gaussians that are matched to a Gaussian mode are
-right to 1e-6, and lead to what is e^-14 of them. Where one is right to no more than a tenth, little is gained
-over looking for draws at which ell itself is too high (`fitting.uphill`). So q stands here for its components
-that fit: among matched Gaussians there often are some that ended between modes, or that stand for one that is
-no Gaussian, and one of them would hide the slopes of all that the others leave. What these stand for is found
-again at most once, and left alone where it fits no better.
+Points are ranked by r in units of what rounding makes of ell, which grows with its size: far out r is large
+for no other reason. How faint a trace can be seen depends on how well q fits, too: Gaussians that are matched
+to a Gaussian mode are right to 1e-6, and lead to what is e^-14 of them. Where one is right to no more than a
+tenth, little is gained over looking for draws at which ell itself is too high (`fitting.uphill`). So q stands
+here for its components that fit: among matched Gaussians there often are some that ended between modes, or
+that stand for one that is no Gaussian, and one of them would hide the slopes of all that the others leave.
+What these stand for is found again at most once, and left alone where it fits no better.
 """
 
 from dataclasses import replace
@@ -35,6 +36,7 @@ from visbi.fitting.uphill import FOLLOWED, KEPT, best_along, starts_at
 
 __all__ = ["with_hidden"]
 
+_SENT, _OUTMOST = 4096, 5.0  # draws around q, up to so many times as wide
 _TURNS = 8  # of finding some and adding them
 _TIMES = 6  # line searches in each
 _CLIMBERS = 8  # ascents from where they end
@@ -49,7 +51,8 @@ def with_hidden(target: Target, q: Mixture, z: Tensor, ell: Tensor, *, by: float
     Args:
         target: of one potential (F = 1), with a useful gradient.
         q: matched closely where it is, weights included.
-        z, ell: where to begin (1, N, d) and the target there (1, N), -inf for what need not be looked at.
+        z, ell: where to begin beside draws around q (1, N, d) and the target there (1, N), -inf for what need
+            not be looked at.
         by: nats by which ell - log q - log Z is too much.
 
     Returns:
@@ -74,9 +77,11 @@ def with_hidden(target: Target, q: Mixture, z: Tensor, ell: Tensor, *, by: float
     (tensor([1.0000, 1.0000, 1.0000], dtype=torch.float64), tensor([[0.50, 0.50]], dtype=torch.float64))
     """
     log_mass, fits = _masses(target, q)
+    if not bool(fits.any()):
+        return replace(q, log_weights=torch.log_softmax(log_mass, 1))
+    around = _outwards(replace(q, log_weights=log_mass).only(fits))
+    z, ell = torch.cat([z, around], 1), torch.cat([ell, target.value(around)], 1)
     for _ in range(_TURNS):
-        if not bool(fits.any()):
-            break
         new = _unexplained(target, replace(q, log_weights=log_mass).only(fits), log_mass[fits], z, ell, by=by)
         if new is None:
             break
@@ -84,6 +89,17 @@ def with_hidden(target: Target, q: Mixture, z: Tensor, ell: Tensor, *, by: float
         log_mass = torch.cat([log_mass, new.log_weights], 1)
         fits = torch.cat([fits, torch.ones_like(new.log_weights, dtype=torch.bool)], 1)
     return replace(q, log_weights=torch.log_softmax(log_mass, 1))
+
+
+def _outwards(q: Mixture) -> Tensor:
+    """Draws (1, N, d) of q and of q spread wider, evenly on the scale of its logarithm.
+
+    What q lacks need not be where the prior is, whose draws may all be too far off for a trace of it.
+    """
+    wide = _OUTMOST ** torch.rand(1, _SENT, 1).to(q.loc)
+    which = torch.multinomial(q.log_weights[0].exp(), _SENT, replacement=True)
+    u = torch.randn(_SENT, q.loc.shape[-1], 1).to(q.loc)
+    return q.loc[:, which] + wide * (q.tril[0, which] @ u)[None, ..., 0]
 
 
 def _unexplained(
@@ -125,10 +141,12 @@ def _ends(target: Target, q: Mixture, log_z: Tensor, z: Tensor, ell: Tensor, *, 
 
     r, keep = ell - q.log_prob(z) - log_z[:, None], FOLLOWED
     for _ in range(_TIMES):
-        z = picked(z, r.topk(min(keep, r.shape[1]), 1).indices)
+        sure = torch.where(torch.isfinite(r), r / (1.0 + ell.abs()), -torch.inf)
+        z = picked(z, sure.topk(min(keep, r.shape[1]), 1).indices)
         ell, gradient = target.value_and_gradient(z)
         log_q, score = q.log_prob_and_score(z)
         z, r = best_along(z, ell - log_q - log_z[:, None], gradient - score, left)
+        ell = r + q.log_prob(z) + log_z[:, None]
         keep = KEPT
     there = r > by
     return z[there][None] if bool(there.any()) else None
