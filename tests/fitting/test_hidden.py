@@ -152,3 +152,25 @@ def test_the_ladder_finds_a_narrower_mode_in_many_dimensions(dim: int, sds: tupl
     report = climb(of_mixture(true)).report
     assert report.status in ("ok", "corrected")
     assert report.log_evidence == pytest.approx(0.0, abs=0.02)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_ladder_finds_a_wide_and_a_narrow_mode_where_the_prior_is_far_too_wide(seed: int):
+    """Draws with a trace of the other are far out in its tails, from where matching ran away."""
+    torch.manual_seed(50)
+    apart, middle = (
+        torch.nn.functional.normalize(torch.randn(5), dim=0).double(),
+        30 * torch.randn(5).double(),
+    )
+    covs = []
+    for turn, sd in ((1, 0.5), (2, 1.5)):
+        torch.manual_seed(turn)
+        axes = torch.linalg.qr(torch.randn(5, 5).double())[0]
+        covs.append(sd**2 * (axes * torch.logspace(-1, 1, 5).double()) @ axes.T)
+    loc = middle + 4 * torch.stack([apart, -apart])
+    true = Mixture.of(torch.tensor([[0.5, 0.5]]).double().log(), loc[None], torch.stack(covs)[None])
+    prior = Independent(Normal(torch.zeros(5), 1000.0), 1)
+    torch.manual_seed(seed)
+    report = climb(Target(lambda theta: true.log_prob(theta.double()[None])[0], coordinates(prior))).report
+    assert report.status in ("ok", "corrected")
+    assert report.log_evidence == pytest.approx(0.0, abs=0.02)

@@ -37,9 +37,10 @@ from visbi.fitting.uphill import FOLLOWED, KEPT, best_along, starts_at
 __all__ = ["with_hidden"]
 
 _SENT, _OUTMOST = 4096, 5.0  # draws around q, up to so many times as wide
-_TURNS = 8  # of finding some and adding them
+_TURNS = 64  # of finding some and adding them, at most
 _TIMES = 6  # line searches in each
 _CLIMBERS = 8  # ascents from where they end
+_SLOPES, _FLAT = 4, 1e-12  # at ends, for each dimension; least curvature, of the largest
 _ITERS = 10
 _DRAWS, _DRAWS_OF_EACH = 1024, 64  # that say what components weigh; of each at least
 _FITS = 0.1  # sd of ell - log q, in nats, of what fits closely enough
@@ -107,7 +108,7 @@ def _unexplained(
 ) -> Mixture | None:
     """Gaussians that fit what a q that fits, with masses (K,), leaves; their weights are their masses."""
     ends = _ends(target, q, log_mass.logsumexp(0, keepdim=True), z, ell, by=by)
-    for starts in (_as_wide_as_they_are, _at_summits) if ends is not None else ():
+    for starts in (_as_curved_as_they_are, _at_summits) if ends is not None else ():
         new = _unlike(q, _matched(target, *starts(target, ends)))
         if new is None:
             continue
@@ -152,16 +153,30 @@ def _ends(target: Target, q: Mixture, log_z: Tensor, z: Tensor, ell: Tensor, *, 
     return z[there][None] if bool(there.any()) else None
 
 
-def _as_wide_as_they_are(target: Target, ends: Tensor) -> tuple[Tensor, Tensor]:
-    """Some of the ends, and covariances as wide as the target is there."""
-    return starts_at(target, ends, torch.ones_like(ends[..., 0]))
+def _as_curved_as_they_are(target: Target, ends: Tensor) -> tuple[Tensor, Tensor]:
+    """Gaussians whose slopes are those around some of the ends, and the ends themselves where there is none.
+
+    r rises with the distance from q, so where it is large may be far out in the tails of what q lacks. There
+    the slopes of a Gaussian still are P (m - z): a regression on draws around the end finds m and P.
+    """
+    starts, cov = starts_at(target, ends, torch.ones_like(ends[..., 0]))
+    width = cov[..., :1, :1].sqrt()
+    step = width * torch.randn(*starts.shape[:2], _SLOPES * target.dim, target.dim).to(starts)
+    _, score = target.value_and_gradient((starts[:, :, None] + step).flatten(1, 2))
+    score = score.reshape(step.shape)
+    step, mean = step - step.mean(2, keepdim=True), score.mean(2, keepdim=True)
+    slope = -torch.linalg.lstsq(step, score - mean).solution
+    size, axes = torch.linalg.eigh(0.5 * (slope + slope.mT))
+    curved = (size > _FLAT * size[..., -1:]).all(-1)[..., None]
+    inverse = (axes / torch.where(curved, size, 1.0)[..., None, :]) @ axes.mT
+    top = starts + (inverse @ mean.mT)[..., 0]
+    return torch.where(curved, top, starts), torch.where(curved[..., None], inverse, cov)
 
 
 def _at_summits(target: Target, ends: Tensor) -> tuple[Tensor, Tensor]:
     """Summits above some of the ends, and covariances as curved as the target is there.
 
-    r rises with the distance from q, so where it is large may be far out in the tails of what q lacks. An
-    ascent may leap to another summit, which is why it comes second.
+    An ascent may leap to another summit, which is why it comes second.
     """
     apart = spread_out(
         ends, torch.full_like(ends[..., 0], 1.0 / ends.shape[1]), min(_CLIMBERS, ends.shape[1])
