@@ -48,7 +48,7 @@ ROUNDS = 4
 """Most refits."""
 COMPONENTS = 24
 """Of a first mixture, where nothing asks for more."""
-_MOST_COMPONENTS = 128
+_MOST_COMPONENTS = 64
 _NEW = 12  # components that a refit may add; twice as many
 _POOR = 0.5  # where the share of the mixture before was lower
 _NOWHERE = -1e6  # nats: as low as q needs to be taken for
