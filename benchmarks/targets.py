@@ -60,6 +60,9 @@ _HARD: dict[str, Callable[[], Target]] = {
     "shell_d20": lambda: heldout.shell(20, "hard"),
     "corner_d20": hard.corner,
     "growth_d4": hard.growth,
+    "turned_d60": hard.turned,
+    "eight_d20": hard.eight,
+    "wide_pair_d5": hard.wide_pair,
 }
 _BY_GROUP: dict[Group, dict[str, Callable[[], Target]]] = {
     "tuning": _TUNING,

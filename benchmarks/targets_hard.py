@@ -32,6 +32,7 @@ __all__ = [
     "bananas",
     "corner",
     "cross",
+    "eight",
     "four",
     "growth",
     "laplace",
@@ -39,6 +40,8 @@ __all__ = [
     "ripples",
     "spike",
     "three",
+    "turned",
+    "wide_pair",
 ]
 
 
@@ -72,6 +75,42 @@ def narrow(dim: int, wide: float, small: float) -> Target:
     one = torch.ones(dim, dtype=torch.float64)
     parts = [_round(one, wide), _round(-one, small)]
     return _mixture(f"narrow_d{dim}", parts, [0.3, 0.7], prior_sd=5.0)
+
+
+def turned() -> Target:
+    """Three modes in sixty dimensions, about as wide as each other, each longer in directions of its own."""
+    parts = []
+    for k, sd in enumerate((0.5, 0.42, 0.46)):
+        with seeded(20 + k):
+            centre = 0.7 * torch.randn(60, dtype=torch.float64)
+            spread = 0.6 + 0.8 * torch.rand(60, dtype=torch.float64)
+        parts.append(Gaussian(centre, sd**2 * rotated_covariance(spread, k)))
+    return _mixture("turned_d60", parts, [0.25, 0.35, 0.4], prior_sd=3.0)
+
+
+def eight() -> Target:
+    """Eight modes in twenty dimensions, of 4 to 20 % of the mass, about as wide as each other."""
+    with seeded(30):
+        centres = 6 * torch.rand(8, 20, dtype=torch.float64) - 3
+        spread = 0.5 + torch.rand(8, 20, dtype=torch.float64)
+        sds = 0.4 + 0.05 * torch.rand(8, dtype=torch.float64)
+    parts = [
+        Gaussian(centres[k], sds[k] ** 2 * rotated_covariance(spread[k], k)) for k in range(len(centres))
+    ]
+    return _mixture("eight_d20", parts, [0.2, 0.18, 0.16, 0.14, 0.12, 0.09, 0.07, 0.04], prior_sd=3.0)
+
+
+def wide_pair() -> Target:
+    """Two modes, one three times as wide as the other, under a prior a thousand times too wide."""
+    with seeded(50):
+        apart = torch.nn.functional.normalize(torch.randn(5, dtype=torch.float64), dim=0)
+        middle = 30 * torch.randn(5, dtype=torch.float64)
+    spread = torch.logspace(-1, 1, 5, dtype=torch.float64)
+    parts = [
+        Gaussian(middle + side * 4 * apart, sd**2 * rotated_covariance(spread, k))
+        for k, (side, sd) in enumerate(((1, 0.5), (-1, 1.5)))
+    ]
+    return _mixture("wide_pair_d5", parts, [0.5, 0.5], prior_sd=1000.0)
 
 
 def three() -> Target:

@@ -132,6 +132,7 @@ class Record:
         rank: how good that is; what leaves out mass that was seen elsewhere is worse than what may do so.
         carried: particles that came from the best q.
         lacking: whether a q that fitted where it was lacked mass that was seen elsewhere.
+        sought: means of the components beside which hidden modes were sought last, (1, K, d).
         doubted: whether something beside its weights spoke against the q that was certified last.
         broken: share of the answer's draws at which the potential is NaN or +inf.
     """
@@ -144,6 +145,7 @@ class Record:
     answer: tuple[str, Answer] | None = None
     rank: tuple[int, bool, float] = (-1, False, 0.0)
     carried: Exploration | None = None
+    sought: Tensor | None = None
     lacking: bool = False
     doubted: bool = False
     broken: float = 0.0

@@ -43,11 +43,12 @@ _CLIMBERS = 8  # ascents from where they end
 _SLOPES, _FLAT = 4, 1e-12  # at ends, for each dimension; least curvature, of the largest
 _ITERS = 10
 _DRAWS, _DRAWS_OF_EACH = 1024, 64  # that say what components weigh; of each at least
+_MISFIT = 0.01  # of the depth below q's top, that r may be for no more than how Gaussians were matched
 _FITS = 0.1  # sd of ell - log q, in nats, of what fits closely enough
 
 
-def with_hidden(target: Target, q: Mixture, z: Tensor, ell: Tensor, *, by: float) -> Mixture:
-    """q with the modes to which what it leaves unexplained leads.
+def with_hidden(target: Target, q: Mixture, z: Tensor, ell: Tensor, *, by: float) -> Mixture | None:
+    """q with the modes to which what it leaves unexplained leads; None where no component fits.
 
     Args:
         target: of one potential (F = 1), with a useful gradient.
@@ -74,12 +75,13 @@ def with_hidden(target: Target, q: Mixture, z: Tensor, ell: Tensor, *, by: float
     >>> wide = Mixture(*(each.double() for each in (wide.log_weights, wide.loc, wide.tril)))
     >>> z = torch.randn(1, 512, 3).double()
     >>> both = with_hidden(target, wide, z, target.value(z), by=3.0)
+    >>> assert both is not None
     >>> both.loc[0, 1], both.log_weights.exp()
     (tensor([1.0000, 1.0000, 1.0000], dtype=torch.float64), tensor([[0.50, 0.50]], dtype=torch.float64))
     """
     log_mass, fits = _masses(target, q)
     if not bool(fits.any()):
-        return replace(q, log_weights=torch.log_softmax(log_mass, 1))
+        return None
     around = _outwards(replace(q, log_weights=log_mass).only(fits))
     z, ell = torch.cat([z, around], 1), torch.cat([ell, target.value(around)], 1)
     for _ in range(_TURNS):
@@ -108,7 +110,9 @@ def _unexplained(
 ) -> Mixture | None:
     """Gaussians that fit what a q that fits, with masses (K,), leaves; their weights are their masses."""
     ends = _ends(target, q, log_mass.logsumexp(0, keepdim=True), z, ell, by=by)
-    for starts in (_as_curved_as_they_are, _at_summits) if ends is not None else ():
+    if ends is None:
+        return None
+    for starts in (_as_curved_as_they_are, _at_summits):
         new = _unlike(q, _matched(target, *starts(target, ends)))
         if new is None:
             continue
@@ -149,7 +153,8 @@ def _ends(target: Target, q: Mixture, log_z: Tensor, z: Tensor, ell: Tensor, *, 
         z, r = best_along(z, ell - log_q - log_z[:, None], gradient - score, left)
         ell = r + q.log_prob(z) + log_z[:, None]
         keep = KEPT
-    there = r > by
+    depth = q.log_prob(q.loc).amax(1, keepdim=True) - q.log_prob(z)
+    there = r > by + _MISFIT * depth
     return z[there][None] if bool(there.any()) else None
 
 

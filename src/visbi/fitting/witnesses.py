@@ -2,7 +2,8 @@ r"""What speaks against a q beside its own weights, which know nothing of where 
 
 Witnesses are the explorer's particles, the searched draws of the prior, and the points of all other
 proposals: is q much too low where they are, or where they lead uphill? (`missing`, `missing_of_points`); what
-a closely matched q leaves unexplained (`hides`); and resampled draws, which the posterior's own moves should
+a closely matched q leaves unexplained (`hides`), or Gaussians matched where another q's draws are
+(`unexplained`); and resampled draws, which the posterior's own moves should
 leave as they are (in `doubts`). Points are no proof of mass. So wherever some accuse q, a mixture is put
 there and drawn from, and what its draws weigh beyond what q's own draws find there is what q is missing
 (`missing_at`).
@@ -22,12 +23,12 @@ from visbi.fitting.budget import BudgetReached
 from visbi.fitting.climbing import Group
 from visbi.fitting.drift import drift
 from visbi.fitting.hidden import with_hidden
-from visbi.fitting.mixture import defended
+from visbi.fitting.mixture import defended, local_covariances, spread_out
 from visbi.fitting.pool import Proposal, Trial
-from visbi.fitting.refine import around
+from visbi.fitting.refine import around, matched
 from visbi.fitting.uphill import too_low, tops
 
-__all__ = ["FEW", "doubts", "hides", "missing", "missing_at", "missing_of_points"]
+__all__ = ["FEW", "doubts", "hides", "missing", "missing_at", "missing_of_points", "unexplained"]
 
 FEW = 5e-3
 """Share of the mass that may lie where q is much too low."""
@@ -38,6 +39,7 @@ _MISSING = 0.02  # share of the mass beyond which an answer is in doubt
 _SURE, _MORE = 2.0, 4  # errors of a difference that is one, and times as many draws where it may be
 _LEFT = 1e-6  # of the mass, to q, however little it has beside what it lacks
 _BELOW, _BELOW_EACH = 3.0, 0.2  # nats that particles' evidence may lack, and more for each dimension
+_RESAMPLED, _STARTS = 1024, 8  # draws of q, and Gaussians matched at some of them
 _DRIFT = 5.0  # standard errors
 
 
@@ -45,6 +47,8 @@ def doubts(now: Group, q: Proposal, trial: Trial) -> list[list[str]]:
     """What speaks against each q beside its weights."""
     share = missing(now, q, trial.log_z, trial=trial)
     share = torch.maximum(share, missing_of_points(now, q, trial))
+    if not bool((share > _MISSING).all()):
+        share = torch.maximum(share, unexplained(now, q, trial))
     found: list[list[str]] = [
         [
             f"an independent exploration has seen about {100 * each / (1 + each):.1f} % of the "
@@ -218,16 +222,61 @@ def _brought_back(local: Mixture, trial: Trial, log_z: Tensor) -> tuple[Tensor, 
 
 def hides(now: Group, q: Mixture, log_z: Tensor) -> Tensor:
     """(F,) whether what a closely matched q does not explain leads to mass it lacks: see `hidden`."""
-    if not (now.alone and now.gradient and now.target.fits == 1 and len(now.searched)):
+    both = _with_hidden(now, q)
+    if both is None:
         return ~now.all()
-    each = [(now.searched, now.found), (now.pool.z, now.pool.ell)]
-    each += [] if now.seen is None else [(now.seen.z, now.seen.ell)]
-    z, ell = (torch.cat(parts, 1) for parts in zip(*each, strict=True))
-    both = with_hidden(now.target, q, z, ell, by=_LOW)
-    if both.loc.shape[1] == q.loc.shape[1]:
+    now.records[0].sought = both.loc
+    if (new := _beyond(both, q)) is None:
         return ~now.all()
-    new = both.only(torch.arange(both.loc.shape[1], device=z.device)[None] >= q.loc.shape[1])
     found = missing_at(now, defended(q), defended(new), log_z) > FEW
     if bool(found.all()):
         now.elsewhere = both
     return found
+
+
+def unexplained(now: Group, q: Proposal, trial: Trial) -> Tensor:
+    """(F,) mass, relative to what q has, where what Gaussians matched at resampled draws leave leads.
+
+    For q that is not matched itself, a refitted mixture or a flow: it is right to a tenth, say, and its own
+    rest shows nothing. Asked where the prior is far too wide, and particles are no witnesses; elsewhere they
+    are, and this would find again what q has. Where no mode is Gaussian it shows nothing.
+    """
+    none = torch.zeros_like(trial.log_z)
+    if not (_searchable(now) and bool(now.far_too_wide().all())) or _sought(now, q):
+        return none
+    smooth = pareto_smooth(cleaned(trial.log_w))[0]
+    z = picked(trial.z, torch.stack([resample(row, _RESAMPLED) for row in smooth]))
+    even = torch.full(z.shape[:2], 1.0 / z.shape[1]).to(z)
+    starts = picked(z, spread_out(z, even, _STARTS))
+    cov = local_covariances(z, starts, max(4 * now.target.dim, 40))
+    close = matched(now.target, starts, cov)
+    both = _with_hidden(now, close)
+    if both is None or (new := _beyond(both, close)) is None:
+        return none
+    return missing_at(now, q, defended(new), trial.log_z, trial)
+
+
+def _searchable(now: Group) -> bool:
+    return now.alone and now.gradient and now.target.fits == 1 and len(now.searched) > 0
+
+
+def _sought(now: Group, q: Proposal) -> bool:
+    """Whether q's components are those beside which modes were sought last."""
+    loc = now.records[0].sought
+    return loc is not None and isinstance(q, Mixture) and torch.equal(q.loc[:, : loc.shape[1]], loc)
+
+
+def _with_hidden(now: Group, close: Mixture) -> Mixture | None:
+    """A closely matched mixture with what is hidden beside it; None where that cannot be sought."""
+    if not _searchable(now):
+        return None
+    each = [(now.searched, now.found), (now.pool.z, now.pool.ell)]
+    each += [] if now.seen is None else [(now.seen.z, now.seen.ell)]
+    z, ell = (torch.cat(parts, 1) for parts in zip(*each, strict=True))
+    return with_hidden(now.target, close, z, ell, by=_LOW)
+
+
+def _beyond(both: Mixture, q: Mixture) -> Mixture | None:
+    """What `both` has beside q's components, if anything."""
+    own, count = q.loc.shape[1], both.loc.shape[1]
+    return None if count == own else both.only(torch.arange(count, device=q.loc.device)[None] >= own)
