@@ -46,6 +46,13 @@ def test_marginal_is_a_density_at_the_right_place(draws: torch.Tensor) -> None:
     assert np.trapezoid(x * y, x) == pytest.approx(3.0, abs=0.05)
 
 
+def test_no_marginal_is_cut_off(draws: torch.Tensor) -> None:
+    """The first set decided how high the panel is."""
+    axes = pair_plot({"wide": draws, "narrow": 0.3 * draws}).axes[0]
+    highest = max(np.asarray(line.get_ydata(), dtype=float).max() for line in axes.lines)
+    assert axes.get_ylim() == pytest.approx((0, 1.05 * highest))
+
+
 def test_contours_hold_half_and_nine_tenths() -> None:
     normal = torch.randn(100_000, 2, generator=torch.Generator().manual_seed(1))
     (contours,) = (c for c in pair_plot(normal).axes[1].collections if c.get_paths())

@@ -20,6 +20,7 @@ __all__ = ["pair_plot", "predictive_band", "trace_plot"]
 
 _BINS = 60
 _SMOOTHING = 1.2  # in bins, against the noise of a histogram
+_HEADROOM = 1.05  # times the highest density that a panel shows
 
 
 def pair_plot(
@@ -171,7 +172,7 @@ def _marginal(axes: Any, values: np.ndarray, limits: np.ndarray, look: dict[str,
     density = gaussian_filter1d(counts, _SMOOTHING, mode="nearest")
     axes.plot(0.5 * (edges[1:] + edges[:-1]), density, lw=1.2, **look)
     axes.set_xlim(*limits)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, max(axes.get_ylim()[1], _HEADROOM * float(density.max())))  # of all that are drawn here
 
 
 def _contours(
