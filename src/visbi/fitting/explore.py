@@ -6,9 +6,9 @@ The path is p_beta(z) ~ base(z)^(1 - beta) exp(beta ell(z)), beta from 0 to 1. E
 leaves an effective sample size of half the particles; then they are resampled (systematically) and moved
 (`fitting.moves`) until they have forgotten where they were.
 
-Of many particles in few dimensions only half are resampled and moved, and where they were before their last round stands for
-the other half: both are draws of the same density, so a gradient that was paid for is used twice (Dau,
-Chopin: Waste-free sequential Monte Carlo. JRSS B 2022, whose chains keep all of their states).
+Of many particles in few dimensions only half are resampled and moved, and where they were before their last
+round stands for the other half: both are draws of the same density, so a gradient that was paid for is used
+twice (Dau, Chopin: Waste-free sequential Monte Carlo. JRSS B 2022, whose chains keep all of their states).
 
 From the prior, N(0, I) in these coordinates, it finds where the mass is, all modes of it. From a fitted q
 it is a bridge that carries q's draws the rest of the way. Every particle of every temperature is kept:
