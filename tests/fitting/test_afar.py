@@ -5,7 +5,6 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
-from visbi.fitting import afar
 from visbi.fitting.afar import at_summits
 from visbi.fitting.climbing import ALONE, Group, Record
 from visbi.fitting.explore import Exploration
@@ -40,7 +39,7 @@ def test_ascents_from_the_prior_are_made_once(monkeypatch: pytest.MonkeyPatch) -
         asked.append(z)
         return summits(target, z)
 
-    monkeypatch.setattr(afar, "summits", counted)
+    monkeypatch.setattr("visbi.fitting.summits.summits", counted)
     torch.manual_seed(0)
     now = group()
     first = at_summits(now)

@@ -8,18 +8,13 @@ the particles. A summit is no mass: what is matched there is drawn from and weig
 """
 
 import torch
-from torch import Tensor
 
-from visbi.core.rows import picked
 from visbi.families.gaussians import Mixture
 from visbi.fitting.climbing import Group
-from visbi.fitting.mixture import spread_out
 from visbi.fitting.refine import matched
-from visbi.fitting.summits import Summits, summits
+from visbi.fitting.summits import above
 
 __all__ = ["at_summits"]
-
-_CLIMBERS = 8  # ascents from the prior's draws, and as many from particles
 
 
 def at_summits(now: Group) -> Mixture:
@@ -31,14 +26,8 @@ def at_summits(now: Group) -> Mixture:
         BudgetReached: the target's budget is used up.
     """
     if now.ends is None:
-        now.ends = _ends(now, now.starts, now.usable.double())
+        now.ends = above(now.target, now.starts, now.usable.double())
     ends = now.ends
     if now.seen is not None:
-        ends = ends.with_(_ends(now, now.seen.z, torch.ones_like(now.seen.ell)))
+        ends = ends.with_(above(now.target, now.seen.z, torch.ones_like(now.seen.ell)))
     return matched(now.target, ends.z, ends.cov)
-
-
-def _ends(now: Group, z: Tensor, weights: Tensor) -> Summits:
-    """Of ascents from some of the points z (F, N, d), spread out by weights (F, N)."""
-    starts = spread_out(z, weights / weights.sum(1, keepdim=True), _CLIMBERS)
-    return summits(now.target, picked(z, starts))

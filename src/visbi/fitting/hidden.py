@@ -29,8 +29,8 @@ from torch import Tensor
 from visbi.core.rows import picked
 from visbi.families.gaussians import Mixture
 from visbi.fitting.match import match_gaussian
-from visbi.fitting.mixture import ALIKE, bhattacharyya, merged, spread_out
-from visbi.fitting.summits import summits
+from visbi.fitting.mixture import ALIKE, bhattacharyya, merged
+from visbi.fitting.summits import above
 from visbi.fitting.target import Target, log_standard_normal
 from visbi.fitting.uphill import FOLLOWED, KEPT, best_along, starts_at
 
@@ -39,7 +39,6 @@ __all__ = ["with_hidden"]
 _SENT, _OUTMOST = 4096, 5.0  # draws around q, up to so many times as wide
 _TURNS = 64  # of finding some and adding them, at most
 _TIMES = 6  # line searches in each
-_CLIMBERS = 8  # ascents from where they end
 _SLOPES, _FLAT = 4, 1e-12  # at ends, for each dimension; least curvature, of the largest
 _ITERS = 10
 _DRAWS, _DRAWS_OF_EACH = 1024, 64  # that say what components weigh; of each at least
@@ -183,10 +182,7 @@ def _at_summits(target: Target, ends: Tensor) -> tuple[Tensor, Tensor]:
 
     An ascent may leap to another summit, which is why it comes second.
     """
-    apart = spread_out(
-        ends, torch.full_like(ends[..., 0], 1.0 / ends.shape[1]), min(_CLIMBERS, ends.shape[1])
-    )
-    found = summits(target, picked(ends, apart))
+    found = above(target, ends, torch.ones_like(ends[..., 0]))
     return found.z, found.cov
 
 

@@ -11,10 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from visbi.core.rows import picked
+from visbi.fitting.mixture import spread_out
 from visbi.fitting.target import Target
 
-__all__ = ["Summits", "summits"]
+__all__ = ["Summits", "above", "summits"]
 
+_CLIMBERS = 8  # ascents from points of one kind
 _STEPS = 160  # of an ascent, at most
 _LENGTHS = 4.0 ** torch.arange(3, -5, -1)  # of steps that are tried, in quasi-Newton steps
 _GAIN, _STILL = 1e-4, 3  # an ascent that gains less nats, so many times in a row, is there
@@ -76,6 +79,16 @@ def summits(target: Target, z: Tensor) -> Summits:
             break
         everyone = everyone.put(climbing, _step(target, everyone.only(climbing), metric))
     return Summits(everyone.z, everyone.ell, everyone.cov)
+
+
+def above(target: Target, z: Tensor, weights: Tensor) -> Summits:
+    """Where ascents from some of the points z (F, N, d) end, spread out by weights (F, N).
+
+    Raises:
+        BudgetReached: the target's budget is used up.
+    """
+    n = min(_CLIMBERS, z.shape[1])
+    return summits(target, picked(z, spread_out(z, weights / weights.sum(1, keepdim=True), n)))
 
 
 @dataclass(frozen=True)
