@@ -176,7 +176,8 @@ class Group:
         elsewhere: the last q that lacked mass, with Gaussians where that was found; of one fit alone.
         summit: Gaussians matched at the ends of ascents, where the prior is far too wide or particles did not
             arrive.
-        ends: where ascents from the prior's draws ended.
+        ends: where ascents from the prior's draws ended, and
+        tops: those from particles of all temperatures.
     """
 
     target: Target
@@ -194,6 +195,7 @@ class Group:
     elsewhere: Mixture | None = None
     summit: Mixture | None = None
     ends: Summits | None = None
+    tops: Summits | None = None
 
     @property
     def alone(self) -> bool:
@@ -225,6 +227,7 @@ class Group:
             None if self.elsewhere is None else self.elsewhere.of_fits(which),
             None if self.summit is None else self.summit.of_fits(which),
             None if self.ends is None else self.ends.of_fits(which),
+            None if self.tops is None else self.tops.of_fits(which),
         )
 
     def parts(self, which: Tensor) -> tuple["Group | None", "Group | None"]:
@@ -296,6 +299,7 @@ class Group:
         used, where these are few. Where so many of its draws lie in the posterior that they stand for it,
         nothing need be sent.
         """
+        self.tops = None
         if self.n_prior and self.n_prior == self.searched.shape[1]:
             relative = self.of_prior()
             there = int(effective_sample_size(relative).min())

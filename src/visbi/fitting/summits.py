@@ -52,8 +52,8 @@ class Summits:
         return Summits(self.z[which], self.ell[which], self.cov[which])
 
 
-def summits(target: Target, z: Tensor) -> Summits:
-    """Ascents from points z (F, K, d).
+def summits(target: Target, z: Tensor, steps: int = _STEPS) -> Summits:
+    """Ascents from points z (F, K, d), of so many steps at most.
 
     Raises:
         BudgetReached: the target's budget is used up.
@@ -73,7 +73,7 @@ def summits(target: Target, z: Tensor) -> Summits:
     inverse = _no_longer(metric, gradient)
     fresh = torch.ones_like(ell, dtype=torch.bool)
     everyone = _Climbers(z, ell, gradient, inverse, inverse, fresh, torch.zeros_like(ell))
-    for _ in range(_STEPS):
+    for _ in range(steps):
         climbing = (everyone.still < _STILL).any(0)
         if not bool(climbing.any()):
             break
@@ -81,14 +81,16 @@ def summits(target: Target, z: Tensor) -> Summits:
     return Summits(everyone.z, everyone.ell, everyone.cov)
 
 
-def above(target: Target, z: Tensor, weights: Tensor) -> Summits:
-    """Where ascents from some of the points z (F, N, d) end, spread out by weights (F, N).
+def above(
+    target: Target, z: Tensor, weights: Tensor, n: int = _CLIMBERS, steps: int = _STEPS
+) -> Summits:
+    """Where ascents from n of the points z (F, N, d) end, spread out by weights (F, N).
 
     Raises:
         BudgetReached: the target's budget is used up.
     """
-    n = min(_CLIMBERS, z.shape[1])
-    return summits(target, picked(z, spread_out(z, weights / weights.sum(1, keepdim=True), n)))
+    n = min(n, z.shape[1])
+    return summits(target, picked(z, spread_out(z, weights / weights.sum(1, keepdim=True), n)), steps)
 
 
 @dataclass(frozen=True)

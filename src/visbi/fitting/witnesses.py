@@ -20,15 +20,16 @@ from visbi.core.rows import picked
 from visbi.families.gaussians import Mixture
 from visbi.fitting.afar import at_summits
 from visbi.fitting.budget import BudgetReached
-from visbi.fitting.climbing import Group
+from visbi.fitting.climbing import SEARCHED, Group
 from visbi.fitting.drift import drift
 from visbi.fitting.hidden import with_hidden
 from visbi.fitting.mixture import defended, local_covariances, spread_out
 from visbi.fitting.pool import Proposal, Trial
 from visbi.fitting.refine import around, matched
-from visbi.fitting.uphill import too_low, tops
+from visbi.fitting.summits import above
+from visbi.fitting.uphill import starts_at, too_low, tops
 
-__all__ = ["FEW", "doubts", "hides", "missing", "missing_at", "missing_of_points", "unexplained"]
+__all__ = ["FEW", "doubts", "hides", "missing", "missing_at", "missing_at_tops", "missing_of_points", "unexplained"]
 
 FEW = 5e-3
 """Share of the mass that may lie where q is much too low."""
@@ -41,6 +42,7 @@ _LEFT = 1e-6  # of the mass, to q, however little it has beside what it lacks
 _BELOW, _BELOW_EACH = 3.0, 0.2  # nats that particles' evidence may lack, and more for each dimension
 _RESAMPLED, _STARTS = 1024, 8  # draws of q, and Gaussians matched at some of them
 _DRIFT = 5.0  # standard errors
+_ASCENTS, _STEPS = 128, 10  # from particles of all temperatures, and steps of each
 
 
 def doubts(now: Group, q: Proposal, trial: Trial) -> list[list[str]]:
@@ -105,6 +107,8 @@ def missing(
         if now.alone and isinstance(q, Mixture) and bool((there > FEW).all()):
             now.elsewhere = _with_more(q, now.summit, there)
         share = torch.maximum(share, there)
+    if not bool((share > enough).all()):
+        share = torch.maximum(share, missing_at_tops(now, q, log_z, trial))
     if bool((share > enough).all()):
         return share
     if now.gradient and now.alone:
@@ -141,6 +145,33 @@ def _missing_uphill(now: Group, q: Proposal, log_z: Tensor, trial: Trial | None)
         trial = None if trial is None else trial.of_fits(there)
         share[there] = missing_at(now.only(there), q.of_fits(there), defended(local), log_z[there], trial)
         if now.alone and isinstance(q, Mixture) and bool((share > FEW).all()):
+            now.elsewhere = _with_more(q, local, share)
+    return share
+
+
+def missing_at_tops(now: Group, q: Proposal, log_z: Tensor, trial: Trial | None = None) -> Tensor:
+    """(F,) mass at the ends of ascents from particles of all temperatures.
+
+    Of ten narrow modes in ten dimensions a thousand particles lose one, or several, on their way. Before the
+    last temperatures they still are all over the place, and an ascent from there costs a hundred evaluations;
+    one that ends in a mode that q lacks accuses it. In few dimensions draws of the prior that are searched do.
+    """
+    share = torch.zeros_like(log_z)
+    sent = now.seen is not None and now.seen.step is not None
+    if not (sent and now.alone and now.gradient and now.target.dim > SEARCHED):
+        return share
+    if now.tops is None:
+        assert now.seen is not None
+        z = now.seen.history_z.movedim(0, 1).flatten(1, 2)
+        now.tops = above(now.target, z, torch.ones_like(z[..., 0]), _ASCENTS, _STEPS)
+    low = too_low(q, now.tops.z, now.tops.ell - log_z[:, None] - _LOW)
+    there = low.any(1)
+    if bool(there.any()):
+        weights = torch.where(there[:, None], low.to(now.tops.z), 1.0)
+        local = matched(now.target, *starts_at(now.target, now.tops.z, weights)).of_fits(there)
+        trial = None if trial is None else trial.of_fits(there)
+        share[there] = missing_at(now.only(there), q.of_fits(there), defended(local), log_z[there], trial)
+        if isinstance(q, Mixture) and bool((share > FEW).all()):
             now.elsewhere = _with_more(q, local, share)
     return share
 
