@@ -6,6 +6,7 @@ not good does not: more draws would mend nothing, and a budget may have ended it
 pool, and from which paper: `visbi.certificate.correction`.
 """
 
+import warnings
 from dataclasses import replace
 
 import torch
@@ -22,6 +23,7 @@ __all__ = ["POOL", "corrected", "in_pieces", "pool", "pool_for", "weighted_draws
 
 POOL = 16_384
 """Draws that corrected ones are taken from, at least."""
+_FALLEN = 0.5  # of the effective sample size before there were more draws: that is no chance
 _BATCH = 16_384  # potentials are evaluated in pieces of this many theta
 
 
@@ -52,6 +54,10 @@ def pool_for(n: int, fit: SingleFit | AutoFit, log_p: LogDensity, seed: int) -> 
 
     A first one and what it grows by have a seed each, and so has `corrected`: equal seeds give equal draws,
     whether or not the pool grows.
+
+    Warns:
+        UserWarning: with those that it grew by all draws are worth less than half of what they were. It grows
+                no further then.
     """
     if isinstance(fit, AutoFit) and fit.report.status not in GOOD:
         return fit.draws
@@ -59,7 +65,19 @@ def pool_for(n: int, fit: SingleFit | AutoFit, log_p: LogDensity, seed: int) -> 
         draws = pool(fit, log_p)
     with seeded(seed + 1):
         while (needed := draws.needed(n)) > len(draws.theta):
-            draws = pool(replace(fit, draws=draws), log_p, needed)
+            more = pool(replace(fit, draws=draws), log_p, needed)
+            fallen = more.n_effective < _FALLEN * draws.n_effective
+            if fallen:
+                before, after = (f"{d.n_effective:.0f} of {len(d.theta)}" for d in (draws, more))
+                warnings.warn(
+                    f"Corrected draws: the effective sample size fell from {before} draws of q to {after} "
+                    "when more were needed. Some of the new ones lie where q is much too low, which its "
+                    "certificate has not seen. Do not use them; train again with another seed, or run MCMC.",
+                    stacklevel=3,
+                )
+            draws = more
+            if fallen:
+                break
     return draws
 
 

@@ -35,9 +35,9 @@ def with_particles(now: Group, z: Tensor) -> None:
 def test_ascents_from_the_prior_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def counted(target: Target, z: Tensor) -> object:
+    def counted(target: Target, z: Tensor, steps: int) -> object:
         asked.append(z)
-        return summits(target, z)
+        return summits(target, z, steps)
 
     monkeypatch.setattr("visbi.fitting.summits.summits", counted)
     torch.manual_seed(0)

@@ -1,6 +1,7 @@
 """What speaks against a q beside its weights: mass that other proposals have found."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,9 +10,10 @@ from torch.distributions import MultivariateNormal
 from visbi.families.gaussians import Mixture
 from visbi.fitting import witnesses
 from visbi.fitting.climbing import ALONE, Group, Record
+from visbi.fitting.explore import Exploration
 from visbi.fitting.pool import Pool
 from visbi.fitting.target import Target
-from visbi.fitting.witnesses import doubts, missing_at, missing_of_points
+from visbi.fitting.witnesses import doubts, missing_at, missing_at_tops, missing_of_points
 from visbi.priors import coordinates
 
 PLACES = torch.tensor([[-2.0, 0.0], [2.0, 0.0]], dtype=torch.float64)
@@ -28,6 +30,20 @@ def two_modes(theta):
 def mixture(*weights: float) -> Mixture:
     cov = 0.12 * torch.eye(2, dtype=torch.float64).expand(1, 2, 2, 2)
     return Mixture.of(torch.tensor([weights], dtype=torch.float64).log(), PLACES[None], cov)
+
+
+COORDS = coordinates(MultivariateNormal(torch.zeros(4).double(), torch.eye(4).double()))
+ONE = torch.ones(1, dtype=torch.float64)
+
+
+def in_four(*weights: float) -> Mixture:
+    loc = torch.cat([PLACES, torch.zeros_like(PLACES)], 1)[None]
+    cov = 0.09 * torch.eye(4, dtype=torch.float64).expand(1, 2, 4, 4)
+    return Mixture.of(torch.tensor([weights], dtype=torch.float64).log(), loc, cov)
+
+
+def four_dimensions(theta):
+    return in_four(0.9, 0.1).log_prob(theta[None])[0]
 
 
 def group(*drawn: Mixture) -> Group:
@@ -100,6 +116,30 @@ def test_what_its_own_draws_find_at_the_same_place_is_not_missing():
     )
     assert float(missing_at(now, low, right, log_z)) == pytest.approx(0.1, abs=0.02)
     assert float(missing_at(now, low, right, log_z, now.pool.draw(low, 200_000))) < 0.02
+
+
+def sent(z: torch.Tensor) -> Exploration:
+    """What particles saw that were everywhere at first, and at z (1, N, d) in the end."""
+    everywhere = torch.randn(1, z.shape[1], z.shape[2]).double()
+    seen = Exploration.of_draws(z, torch.zeros_like(z[..., 0]), z.shape[1])
+    history = torch.stack([everywhere, z])
+    return replace(seen, z=z, history_z=history, history_relative=torch.zeros_like(history[..., 0]), step=ONE)
+
+
+def test_ascents_find_what_particles_lost(monkeypatch):
+    """They all ended on the left; those of the first temperature lead to the right, too."""
+    q = in_four(1.0, 1e-12)
+    now = Group(Target(four_dimensions, COORDS), [Record()], ALONE, Pool(Target(four_dimensions, COORDS)))
+    trial = now.pool.draw(q, 4000)
+    assert float(missing_at_tops(now, q, trial.log_z, trial)) == 0.0  # nothing was sent
+    torch.manual_seed(0)
+    now.seen = sent(q.sample(500))
+    assert float(missing_at_tops(now, q, trial.log_z, trial)) == pytest.approx(1 / 9, abs=0.02)
+    assert now.elsewhere is not None
+    assert now.elsewhere.loc[0, :, 0].max() == pytest.approx(2.0, abs=0.01)
+    monkeypatch.setattr(witnesses, "above", lambda *_: pytest.fail("ascents are made once"))
+    both = in_four(0.9, 0.1)
+    assert float(missing_at_tops(now, both, trial.log_z + math.log(10 / 9))) == 0.0
 
 
 def test_a_single_point_is_no_witness():

@@ -53,9 +53,14 @@ class WeightedDraws:
             raise ValueError(violation("log_p", "a finite value at one draw at least", "none"))
         return self.theta[resample(self.log_weights, n)]
 
+    @cached_property
+    def n_effective(self) -> float:
+        """Effective sample size."""
+        return effective_sample_size(self.log_p - self.log_q)
+
     def needed(self, n: int) -> int:
         """How many draws of q make n corrected ones that hardly ever coincide; a million at most."""
-        share = effective_sample_size(self.log_p - self.log_q) / len(self.theta)
+        share = self.n_effective / len(self.theta)
         return min(math.ceil(_SPARE * n / max(share, 1e-12)), _LARGEST)
 
     def with_(self, other: "WeightedDraws") -> "WeightedDraws":

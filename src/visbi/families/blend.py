@@ -53,22 +53,35 @@ class BlendBody(Body):
         return torch.float64
 
     def rsample_and_log_prob(self, n: int) -> tuple[Tensor, Tensor]:
-        counts = self._counts(n)
         with torch.no_grad():
-            parts = [
-                body.rsample_and_log_prob(count)[0].double()  # type: ignore[operator]
-                for body, count in zip(self.bodies, counts, strict=True)
-                if count
-            ]
-            z = torch.cat(parts)[torch.randperm(n)] if n else self.shares.new_empty(0, self.dim)
-        return z, self.log_prob(z)
+            parts = [self._of_body(b, count) for b, count in enumerate(self._counts(n)) if count]
+            if not parts:
+                return self.shares.new_empty(0, self.dim), self.shares.new_empty(0)
+            z, log_q = (torch.cat(each) for each in zip(*parts, strict=True))
+            order = torch.randperm(n)
+        return z[order], log_q[order]
 
     def log_prob(self, z: Tensor) -> Tensor:
-        each = [
-            body.log_prob(z.to(body.dtype)).double()  # type: ignore[operator,arg-type]
-            for body in self.bodies
-        ]
-        return torch.logsumexp(torch.stack(each) + self.shares.log()[:, None], 0)
+        return self._joint([self._log_prob_of(b, z) for b in range(len(self.bodies))])
+
+    def _of_body(self, b: int, n: int) -> tuple[Tensor, Tensor]:
+        """Draws of one body with the density of them all.
+
+        Its own part is the density of the noise that a draw was made of: by the inverse of a float32 flow a
+        draw far out may have a density of e^-1000 of that, and outweigh all others.
+        """
+        z, own = self.bodies[b].rsample_and_log_prob(n)  # type: ignore[operator]
+        z = z.double()
+        return z, self._joint(
+            [own.double() if i == b else self._log_prob_of(i, z) for i in range(len(self.bodies))]
+        )
+
+    def _log_prob_of(self, b: int, z: Tensor) -> Tensor:
+        body = self.bodies[b]
+        return body.log_prob(z.to(body.dtype)).double()  # type: ignore[operator,arg-type]
+
+    def _joint(self, each: Sequence[Tensor]) -> Tensor:
+        return torch.logsumexp(torch.stack(list(each)) + self.shares.log()[:, None], 0)
 
     def _counts(self, n: int) -> list[int]:
         """How many of n draws each body gives."""

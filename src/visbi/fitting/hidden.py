@@ -21,32 +21,39 @@ that stand for one that is no Gaussian, and one of them would hide the slopes of
 What these stand for is found again at most once, and left alone where it fits no better.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from visbi.core.rows import picked
-from visbi.families.gaussians import Mixture
+from visbi.families.gaussians import Mixture, cholesky
 from visbi.fitting.match import match_gaussian
 from visbi.fitting.mixture import ALIKE, bhattacharyya, merged
 from visbi.fitting.summits import above
-from visbi.fitting.target import Target, log_standard_normal
+from visbi.fitting.target import Target, is_usable, log_standard_normal
 from visbi.fitting.uphill import FOLLOWED, KEPT, best_along, starts_at
 
-__all__ = ["with_hidden"]
+__all__ = ["of_slopes", "with_hidden"]
+
+Matching = Callable[[Target, Tensor, Tensor], Mixture | None]
+"""A target, starts (1, K, d) and covariances there -> Gaussians of equal weight, if any."""
 
 _SENT, _OUTMOST = 4096, 5.0  # draws around q, up to so many times as wide
 _TURNS = 64  # of finding some and adding them, at most
 _TIMES = 6  # line searches in each
-_SLOPES, _FLAT = 4, 1e-12  # at ends, for each dimension; least curvature, of the largest
+_SLOPES, _FLAT = 4, 1e-12  # that tell a Gaussian, for each dimension; least curvature, of the largest
 _ITERS = 10
 _DRAWS, _DRAWS_OF_EACH = 1024, 64  # that say what components weigh; of each at least
 _MISFIT = 0.01  # of the depth below q's top, that r may be for no more than how Gaussians were matched
-_FITS = 0.1  # sd of ell - log q, in nats, of what fits closely enough
+_FITS = 0.1  # sd of ell - log q, in nats, of what fits closely enough,
+_USABLE = 8  # of its draws at least
 
 
-def with_hidden(target: Target, q: Mixture, z: Tensor, ell: Tensor, *, by: float) -> Mixture | None:
+def with_hidden(
+    target: Target, q: Mixture, z: Tensor, ell: Tensor, *, by: float, matched: Matching | None = None
+) -> Mixture | None:
     """q with the modes to which what it leaves unexplained leads; None where no component fits.
 
     Args:
@@ -55,6 +62,7 @@ def with_hidden(target: Target, q: Mixture, z: Tensor, ell: Tensor, *, by: float
         z, ell: where to begin beside draws around q (1, N, d) and the target there (1, N), -inf for what need
             not be looked at.
         by: nats by which ell - log q - log Z is too much.
+        matched: how Gaussians are matched; None is to scores (`match_gaussian`).
 
     Returns:
         A mixture whose first components are those of q; its weights are those that it turns out to have.
@@ -81,10 +89,12 @@ def with_hidden(target: Target, q: Mixture, z: Tensor, ell: Tensor, *, by: float
     log_mass, fits = _masses(target, q)
     if not bool(fits.any()):
         return None
+    matched = _matched if matched is None else matched
     around = _outwards(replace(q, log_weights=log_mass).only(fits))
     z, ell = torch.cat([z, around], 1), torch.cat([ell, target.value(around)], 1)
     for _ in range(_TURNS):
-        new = _unexplained(target, replace(q, log_weights=log_mass).only(fits), log_mass[fits], z, ell, by=by)
+        fitting = replace(q, log_weights=log_mass).only(fits)
+        new = _unexplained(target, fitting, log_mass[fits], z, ell, by, matched)
         if new is None:
             break
         q = q.with_(new, 0.5)
@@ -105,14 +115,15 @@ def _outwards(q: Mixture) -> Tensor:
 
 
 def _unexplained(
-    target: Target, q: Mixture, log_mass: Tensor, z: Tensor, ell: Tensor, *, by: float
+    target: Target, q: Mixture, log_mass: Tensor, z: Tensor, ell: Tensor, by: float, matched: Matching
 ) -> Mixture | None:
     """Gaussians that fit what a q that fits, with masses (K,), leaves; their weights are their masses."""
     ends = _ends(target, q, log_mass.logsumexp(0, keepdim=True), z, ell, by=by)
     if ends is None:
         return None
     for starts in (_as_curved_as_they_are, _at_summits):
-        new = _unlike(q, _matched(target, *starts(target, ends)))
+        found = matched(target, *starts(target, ends))
+        new = None if found is None else _unlike(q, found)
         if new is None:
             continue
         log_mass, fits = _masses(target, new)
@@ -125,15 +136,21 @@ def _masses(target: Target, q: Mixture) -> tuple[Tensor, Tensor]:
     """Log-mass of the target that each component of q explains, and which of them fit, (1, components).
 
     The mass of a component that fits is the same at each of its draws; of another it is more than what is
-    found here.
+    found here. Where the target is nothing it says nothing.
     """
     count, dim = q.loc.shape[1:]
     u = torch.randn(1, count, max(_DRAWS, _DRAWS_OF_EACH * count) // count, dim).to(q.loc)
+    centre = target.inwards(q.loc, q.cov)
+    u = u + torch.linalg.solve_triangular(q.tril, (centre - q.loc)[..., None], upper=False).mT
     z = q.loc[:, :, None] + u @ q.tril.mT
     log_det = q.tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)[..., None]
     log_q = log_standard_normal(u) - log_det
-    mass = target.value(z) - log_q  # (1, components, draws)
-    return mass.mean(-1), mass.std(-1) < _FITS
+    ell = target.value(z)
+    usable, mass = is_usable(ell), ell - log_q  # (1, components, draws)
+    n = usable.sum(-1)
+    mean = torch.where(usable, mass, 0.0).sum(-1) / n.clamp_min(1)
+    spread = torch.where(usable, mass - mean[..., None], 0.0).square().sum(-1) / (n - 1).clamp_min(1)
+    return mean, (n >= _USABLE) & (spread.sqrt() < _FITS)
 
 
 def _ends(target: Target, q: Mixture, log_z: Tensor, z: Tensor, ell: Tensor, *, by: float) -> Tensor | None:
@@ -164,17 +181,29 @@ def _as_curved_as_they_are(target: Target, ends: Tensor) -> tuple[Tensor, Tensor
     the slopes of a Gaussian still are P (m - z): a regression on draws around the end finds m and P.
     """
     starts, cov = starts_at(target, ends, torch.ones_like(ends[..., 0]))
-    width = cov[..., :1, :1].sqrt()
-    step = width * torch.randn(*starts.shape[:2], _SLOPES * target.dim, target.dim).to(starts)
-    _, score = target.value_and_gradient((starts[:, :, None] + step).flatten(1, 2))
+    top, inverse, curved = of_slopes(target, starts, cov)
+    return torch.where(curved[..., None], top, starts), torch.where(curved[..., None, None], inverse, cov)
+
+
+def of_slopes(target: Target, z: Tensor, cov: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Means (1, K, d) and covariances of Gaussians with the target's slopes around points z (1, K, d).
+
+    By regression, grad ell = P (m - z), on draws of N(z, cov) at which the target is something; and (1, K)
+    whether P is a precision at all.
+    """
+    n = _SLOPES * target.dim
+    step = torch.randn(*z.shape[:2], n, target.dim).to(z) @ cholesky(cov).mT
+    ell, score = target.value_and_gradient((z[:, :, None] + step).flatten(1, 2))
+    usable = is_usable(ell).reshape(*z.shape[:2], n, 1).to(z)
     score = score.reshape(step.shape)
-    step, mean = step - step.mean(2, keepdim=True), score.mean(2, keepdim=True)
-    slope = -torch.linalg.lstsq(step, score - mean).solution
-    size, axes = torch.linalg.eigh(0.5 * (slope + slope.mT))
-    curved = (size > _FLAT * size[..., -1:]).all(-1)[..., None]
-    inverse = (axes / torch.where(curved, size, 1.0)[..., None, :]) @ axes.mT
-    top = starts + (inverse @ mean.mT)[..., 0]
-    return torch.where(curved, top, starts), torch.where(curved[..., None], inverse, cov)
+    count = usable.sum(2, keepdim=True).clamp_min(1.0)
+    middle, mean = ((usable * each).sum(2, keepdim=True) / count for each in (step, score))
+    slope = -torch.linalg.lstsq(usable * (step - middle), usable * (score - mean)).solution
+    size, axes = torch.linalg.eigh(0.5 * (slope + slope.mT).nan_to_num(0.0, 0.0, 0.0))
+    curved = (size > _FLAT * size[..., -1:]).all(-1) & (usable.sum((2, 3)) > target.dim)
+    inverse = (axes / torch.where(curved[..., None], size, 1.0)[..., None, :]) @ axes.mT
+    top = z + middle[:, :, 0] + (inverse @ mean.mT)[..., 0]
+    return top, inverse, curved
 
 
 def _at_summits(target: Target, ends: Tensor) -> tuple[Tensor, Tensor]:

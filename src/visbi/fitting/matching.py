@@ -19,7 +19,7 @@ from visbi.fitting.mixing import CLEAR, LITTLE, matched_from, refitted
 from visbi.fitting.mixture import defended, spread_out
 from visbi.fitting.pool import BELIEVED, Trial
 from visbi.fitting.verdicts import EVEN, SPARE, certified
-from visbi.fitting.witnesses import FEW, hides, missing, missing_at
+from visbi.fitting.witnesses import FEW, hidden_in_box, hides, missing, missing_at
 
 __all__ = ["gaussian"]
 
@@ -101,6 +101,8 @@ def _unless_more(now: Group, rung: str, q: Mixture, *, spare: float) -> list[Gro
         missed = missed | (missing(now, wide, log_z, enough=FEW) > FEW)
     if not bool(missed.all()):
         missed = missed | hides(now, q, log_z)
+    if not bool(missed.all()):
+        missed = missed | (hidden_in_box(now, q, log_z) > FEW)
     if not bool(missed.all()):
         missed = missed | (missing_at(now, wide, defended(_other_gaussians(now)), log_z) > FEW)
     now.tell(missed, f"{rung} missed other modes")

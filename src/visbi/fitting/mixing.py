@@ -23,7 +23,7 @@ from visbi.fitting.mixture import defended, local_covariances, spread_out
 from visbi.fitting.pool import UNSOUND, Trial
 from visbi.fitting.refine import COMPONENTS, ENOUGH, from_particles, matched, refined, weighed
 from visbi.fitting.verdicts import EVEN, SPARE, certified
-from visbi.fitting.witnesses import FEW, hides, missing_at_tops
+from visbi.fitting.witnesses import FEW, hidden_in_box, hides, missing_at_tops
 
 __all__ = ["CLEAR", "LITTLE", "matched_from", "mixture", "prior_draws", "refitted"]
 
@@ -39,7 +39,7 @@ _AGAIN = 2  # refits after a certificate that failed, but one,
 _SURE = 0.5  # share of both of two refits, where a flow may do
 _ENOUGH_SEEN = 10.0  # draws of the prior in effect, for each dimension, from which a mixture can be fitted
 _LOST = 0.1  # merit of what particles led to below which they may not have arrived, if they came a long way
-_TIMES = 4  # of adding what ascents have found, at most
+_TIMES = 4  # of adding modes, at most
 _FEW_DIMENSIONS = 4  # in which mixtures can follow tempered weights from the prior to the posterior
 
 
@@ -78,7 +78,7 @@ def mixture(now: Group) -> Sequence[Group]:
         now.summit = at_summits(now)
         fresh = now.pool.tried(defended(now.summit), now.effort.trial)
         best, trial = _better(best, trial, now.summit, fresh)
-    best, trial = _with_tops(now, best, trial)
+    best, trial = _completed(now, best, trial)
     now.consider("a mixture", best, trial)
     # what is not refitted has the masses of its modes from here
     best = best.better(weighed(best, trial), trial.merit > ENOUGH)
@@ -112,10 +112,15 @@ def _candidates(now: Group, seen: Exploration) -> Iterator[Mixture]:
     yield with_known(from_particles(seen, now.effort.points, components=max(COMPONENTS, 2 * unlike)))
 
 
-def _with_tops(now: Group, q: Mixture, trial: Trial) -> tuple[Mixture, Trial]:
-    """q with what ascents have found where it has next to nothing."""
-    for _ in range(_TIMES):
-        if not bool((missing_at_tops(now, q, trial.log_z, trial) > FEW).all()):
+def _completed(now: Group, q: Mixture, trial: Trial) -> tuple[Mixture, Trial]:
+    """q with modes where it has next to nothing."""
+    for turn in range(_TIMES):
+        lacks = missing_at_tops(now, q, trial.log_z, trial) > FEW
+        if not bool(lacks.all()):
+            lacks = hidden_in_box(now, q, trial.log_z, trial) > FEW
+        if not bool(lacks.all()) and turn and bool((trial.share > CLEAR).all()):
+            lacks = hides(now, q, trial.log_z)
+        if not bool(lacks.all()):
             break
         assert now.elsewhere is not None
         q = now.elsewhere

@@ -81,9 +81,7 @@ def summits(target: Target, z: Tensor, steps: int = _STEPS) -> Summits:
     return Summits(everyone.z, everyone.ell, everyone.cov)
 
 
-def above(
-    target: Target, z: Tensor, weights: Tensor, n: int = _CLIMBERS, steps: int = _STEPS
-) -> Summits:
+def above(target: Target, z: Tensor, weights: Tensor, n: int = _CLIMBERS, steps: int = _STEPS) -> Summits:
     """Where ascents from n of the points z (F, N, d) end, spread out by weights (F, N).
 
     Raises:

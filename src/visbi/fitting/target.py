@@ -16,9 +16,10 @@ from torch import Tensor
 from visbi.core.types import LogDensity
 from visbi.families.base import log_standard_normal
 from visbi.fitting.budget import Budget, BudgetReached
+from visbi.priors.blocks import UniformBlock
 from visbi.priors.transforms import Coordinates
 
-__all__ = ["ManyTargets", "Target", "is_usable", "log_standard_normal"]
+__all__ = ["FlatTarget", "ManyTargets", "Target", "is_usable", "log_standard_normal"]
 
 _FLOOR = -1e30
 _BATCH = 16_384
@@ -158,6 +159,10 @@ class Target:
             gradient = torch.where(usable, gradient, torch.zeros_like(gradient))
         return self._clean(value, whole=whole).reshape(z.shape[:-1]), gradient.reshape(z.shape)
 
+    def inwards(self, loc: Tensor, cov: Tensor) -> Tensor:
+        """Points loc (..., d), or near them, around which draws with these covariances can be used."""
+        return loc
+
     def _rows(self, z: Tensor) -> Tensor:
         """z as (F, M, d): whatever stands first in z, the potentials are outermost."""
         return z.reshape(self.fits, -1, self.dim)
@@ -191,6 +196,76 @@ class Target:
 def _all_finite(values: Tensor) -> bool:
     """Whether every entry is finite, at the price of a sum; False, too, where that overflows."""
     return math.isfinite(float(values.sum()))
+
+
+_SD = 12**-0.5  # of a uniform prior of width 1
+_EDGE = 0.5 / _SD
+_LEAST = 1e-15  # of the box's width that y keeps from its sides
+_LOG_SLOPE = 0.5 * math.log(2 * math.pi) + math.log(_SD)
+
+
+class FlatTarget(Target):
+    """A target over y = (theta - middle) / sd of the prior where that is a box, and y = z elsewhere.
+
+    Outside the box it is nothing; evaluations and budget are those of the target that it is made of.
+
+    >>> from visbi.priors import BoxUniform, coordinates
+    >>> target = Target(lambda theta: theta.sum(-1), coordinates(BoxUniform(torch.zeros(2), torch.ones(2))))
+    >>> flat = FlatTarget.of(target)
+    >>> assert flat is not None
+    >>> flat.value(torch.tensor([[[0.0, 0.0], [0.0, 1.0], [0.0, 2.0]]]).double()).diff()
+    tensor([[ 0.29, -1.0e30]], dtype=torch.float64)
+    """
+
+    def __init__(self, target: Target, boxed: Tensor) -> None:
+        self._target, self._boxed = target, boxed
+        self._begin(target._coords, target.budget, target.fits)
+        self.tally, self._which = target.tally, target._which
+
+    @staticmethod
+    def of(target: Target) -> "FlatTarget | None":
+        """None where no entry of the prior is uniform."""
+        coords = target._coords
+        pairs = zip(coords.blocks, coords.dims_z, strict=True)
+        boxed = torch.cat([torch.full((n,), isinstance(block, UniformBlock)) for block, n in pairs])
+        boxed = boxed.to(target.device)
+        return FlatTarget(target, boxed) if bool(boxed.any()) else None
+
+    def from_z(self, z: Tensor) -> Tensor:
+        """y."""
+        return torch.where(self._boxed, (torch.special.ndtr(z) - 0.5) / _SD, z)
+
+    def to_z(self, y: Tensor) -> Tensor:
+        """z of y, or of the nearest y inside."""
+        return torch.where(self._boxed, torch.special.ndtri((_SD * y + 0.5).clamp(_LEAST, 1 - _LEAST)), y)
+
+    def cov_from_z(self, z: Tensor, cov: Tensor) -> Tensor:
+        """Covariances at z (..., d), stretched as the map is there."""
+        slope = self._log_slope(z).exp()
+        return slope[..., None] * cov * slope[..., None, :]
+
+    def cov_to_z(self, y: Tensor, cov: Tensor) -> Tensor:
+        """Covariances at y, likewise."""
+        slope = (-self._log_slope(self.to_z(y))).exp()
+        return slope[..., None] * cov * slope[..., None, :]
+
+    def value_from_z(self, z: Tensor, ell: Tensor) -> Tensor:
+        """ell as a density over y, from that over z."""
+        return ell - self._log_slope(z).sum(-1)
+
+    def inwards(self, loc: Tensor, cov: Tensor) -> Tensor:
+        most = (_EDGE - cov.diagonal(dim1=-2, dim2=-1).sqrt()).clamp_min(0.0)
+        return torch.where(self._boxed, torch.minimum(torch.maximum(loc, -most), most), loc)
+
+    def _log_slope(self, z: Tensor) -> Tensor:
+        """log dy/dz (..., d)."""
+        return torch.where(self._boxed, -0.5 * z.square() - _LOG_SLOPE, 0.0)
+
+    def _evaluate(self, z: Tensor) -> Tensor:
+        inside = ((z.abs() < _EDGE) | ~self._boxed).all(-1)
+        stretched = self.to_z(z)
+        ell = self.value_from_z(stretched, self._target._evaluate(stretched))
+        return torch.where(inside, ell, _FLOOR)
 
 
 class ManyTargets(Target):

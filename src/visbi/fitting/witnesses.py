@@ -19,8 +19,9 @@ from visbi.certificate.weights import resample
 from visbi.core.rows import picked
 from visbi.families.gaussians import Mixture
 from visbi.fitting.afar import at_summits
+from visbi.fitting.boxes import in_boxes
 from visbi.fitting.budget import BudgetReached
-from visbi.fitting.climbing import SEARCHED, Group
+from visbi.fitting.climbing import Group
 from visbi.fitting.drift import drift
 from visbi.fitting.hidden import with_hidden
 from visbi.fitting.mixture import defended, local_covariances, spread_out
@@ -29,7 +30,16 @@ from visbi.fitting.refine import around, matched
 from visbi.fitting.summits import above
 from visbi.fitting.uphill import starts_at, too_low, tops
 
-__all__ = ["FEW", "doubts", "hides", "missing", "missing_at", "missing_at_tops", "missing_of_points", "unexplained"]
+__all__ = [
+    "FEW",
+    "doubts",
+    "hides",
+    "missing",
+    "missing_at",
+    "missing_at_tops",
+    "missing_of_points",
+    "unexplained",
+]
 
 FEW = 5e-3
 """Share of the mass that may lie where q is much too low."""
@@ -42,6 +52,7 @@ _LEFT = 1e-6  # of the mass, to q, however little it has beside what it lacks
 _BELOW, _BELOW_EACH = 3.0, 0.2  # nats that particles' evidence may lack, and more for each dimension
 _RESAMPLED, _STARTS = 1024, 8  # draws of q, and Gaussians matched at some of them
 _DRIFT = 5.0  # standard errors
+_DIMENSIONS = 4  # from which draws of the prior that are searched may lead to few of many modes
 _ASCENTS, _STEPS = 128, 10  # from particles of all temperatures, and steps of each
 
 
@@ -133,12 +144,13 @@ def _missing_near(
 
 
 def _missing_uphill(now: Group, q: Proposal, log_z: Tensor, trial: Trial | None) -> Tensor:
-    """(F,) mass at the tops to which particles and searched draws of the prior lead: see `uphill`."""
+    """(F,) mass at the tops to which points lead, of whatever proposal: see `uphill`.
+
+    A certificate's own draws are among them: of a needle beside a haystack few draws tell, each of great
+    weight, and what they say of the mass is no measure (`missing_of_points`).
+    """
     share = torch.zeros_like(log_z)
-    each = [points for points in (now.independent(), (now.searched, now.found)) if points and len(points[0])]
-    if not each:
-        return share
-    z, ell = (torch.cat(parts, 1) for parts in zip(*each, strict=True))
+    z, ell = _points(now)
     local, there = tops(now.target, z, ell, q, log_z, by=_LOW)
     if bool(there.any()):
         local = local.of_fits(there)
@@ -153,12 +165,13 @@ def missing_at_tops(now: Group, q: Proposal, log_z: Tensor, trial: Trial | None 
     """(F,) mass at the ends of ascents from particles of all temperatures.
 
     Of ten narrow modes in ten dimensions a thousand particles lose one, or several, on their way. Before the
-    last temperatures they still are all over the place, and an ascent from there costs a hundred evaluations;
-    one that ends in a mode that q lacks accuses it. In few dimensions draws of the prior that are searched do.
+    last temperatures they still are all over the place, and an ascent from there costs a hundred
+    evaluations; one that ends in a mode that q lacks accuses it. In few dimensions draws of the prior that
+    are searched do.
     """
     share = torch.zeros_like(log_z)
     sent = now.seen is not None and now.seen.step is not None
-    if not (sent and now.alone and now.gradient and now.target.dim > SEARCHED):
+    if not (sent and now.alone and now.gradient and now.target.dim >= _DIMENSIONS):
         return share
     if now.tops is None:
         assert now.seen is not None
@@ -265,6 +278,19 @@ def hides(now: Group, q: Mixture, log_z: Tensor) -> Tensor:
     return found
 
 
+def hidden_in_box(now: Group, q: Mixture, log_z: Tensor, trial: Trial | None = None) -> Tensor:
+    """(F,) mass, relative to what q has, to which leads what q's modes leave in theta: see `boxes`."""
+    share = torch.zeros_like(log_z)
+    if not _searchable(now) or now.target.dim < _DIMENSIONS:
+        return share
+    new = in_boxes(now.target, q, *_points(now), by=_LOW)
+    if new is not None:
+        share = missing_at(now, q, defended(new), log_z, trial)
+        if bool((share > FEW).all()):
+            now.elsewhere = _with_more(q, new, share)
+    return share
+
+
 def unexplained(now: Group, q: Proposal, trial: Trial) -> Tensor:
     """(F,) mass, relative to what q has, where what Gaussians matched at resampled draws leave leads.
 
@@ -301,10 +327,16 @@ def _with_hidden(now: Group, close: Mixture) -> Mixture | None:
     """A closely matched mixture with what is hidden beside it; None where that cannot be sought."""
     if not _searchable(now):
         return None
-    each = [(now.searched, now.found), (now.pool.z, now.pool.ell)]
+    return with_hidden(now.target, close, *_points(now), by=_LOW)
+
+
+def _points(now: Group) -> tuple[Tensor, Tensor]:
+    """All points so far, (F, N, d), and the target at them."""
+    each = [(now.pool.z, now.pool.ell)]
+    each += [(now.searched, now.found)] if len(now.searched) else []
     each += [] if now.seen is None else [(now.seen.z, now.seen.ell)]
     z, ell = (torch.cat(parts, 1) for parts in zip(*each, strict=True))
-    return with_hidden(now.target, close, z, ell, by=_LOW)
+    return z, ell
 
 
 def _beyond(both: Mixture, q: Mixture) -> Mixture | None:
