@@ -328,7 +328,13 @@ class Group:
 
     @property
     def n_searched(self) -> int:
-        """Draws of the prior, for each fit, from which modes were looked for."""
+        """Draws of the prior, for each fit, from which modes were looked for.
+
+        Where ascents were made it is these: in many dimensions draws that show a mode by themselves are those
+        that lie in it, and of all others so many were led uphill.
+        """
+        if self.tops is not None:
+            return self.tops.z.shape[1]
         if self.n_prior:
             return self.n_prior
         return self.effort.look if self.effort.keep_look else 0 if self.seen is None else self.seen.z.shape[1]

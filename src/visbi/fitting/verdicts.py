@@ -37,10 +37,7 @@ def certified(now: Group, rung: str, q: Proposal, *, spare: float, more_to_come:
     if _too_few(now, trial, more_to_come=more_to_come):
         trial = trial.with_(now.pool.draw(q, _MORE * now.effort.draws))
     broken = (now.target.broken - broken) / trial.ell.shape[1]
-    reports = [
-        replace(report, n_searched=now.n_searched)
-        for report in certify_many(trial.ell, trial.log_q, resampled=True)
-    ]
+    reports = certify_many(trial.ell, trial.log_q, resampled=True)
     passed = torch.tensor([report.status in GOOD for report in reports], device=now.target.device)
     doubted = [False] * len(reports)
     if bool(passed.any()):  # what the weights say is final where they are bad
@@ -49,6 +46,7 @@ def certified(now: Group, rung: str, q: Proposal, *, spare: float, more_to_come:
         reports = [_doubted(*pair) for pair in zip(reports, each, strict=True)]
         doubted = [bool(doubt) for doubt in each]
     for i, (record, report) in enumerate(zip(now.records, reports, strict=True)):
+        report = replace(report, n_searched=now.n_searched)
         answer = Answer(q.of_fits(now.one(i)), trial.z[i], trial.ell[i], trial.log_q[i], report)
         record.doubted = doubted[i]
         rank = _rank(report, doubted=doubted[i])
