@@ -231,6 +231,7 @@ def test_validation_in_pieces_equals_validation_at_once(monkeypatch):
     ("name", "value"),
     [
         ("learning_rate", 0.0),
+        ("schedule", "cosine"),
         ("cooling", 0.0),
         ("cooling", 1.1),
         ("cool_after", 0),
@@ -274,6 +275,29 @@ def test_the_optimiser_takes_the_rate_that_is_left():
     coolings = training._waiting(earlier, options)[1]
     assert coolings >= 3
     assert state.optimizer["param_groups"][0]["lr"] == pytest.approx(1e-2 * 0.5**coolings)
+
+
+@pytest.mark.parametrize("epochs", [1, 7, 40])
+def test_a_linear_schedule_rises_and_falls_to_zero(epochs):
+    options = TrainingOptions(schedule="linear", max_epochs=epochs)
+    shares = [
+        training._share_of_rate(TrainingTrace(validation=(9.0,) * done), options) for done in range(epochs)
+    ]
+    assert all(0 < share <= 1 for share in shares)
+    top = shares.index(max(shares))
+    assert top in (int(0.1 * epochs), math.ceil(0.1 * epochs)) or epochs == 1
+    falling = [a - b for a, b in zip(shares[top + 1 :], shares[top + 2 :], strict=False)]
+    assert falling == pytest.approx([1 / (0.9 * epochs)] * len(falling))
+    assert epochs == 1 or shares[-1] == pytest.approx(0.5 / epochs / 0.9)
+
+
+def test_with_a_linear_schedule_all_epochs_are_made_and_the_best_weights_kept():
+    net, loss, data = problem()
+    options = TrainingOptions(**FAST, schedule="linear", max_epochs=30, patience=30)
+    state = train(net, loss, data, options, seed=0)
+    assert len(state.trace.validation) == 30 and state.trace.stop_reason == "max_epochs"
+    assert state.trace.best_loss == min(state.trace.validation)
+    assert state.optimizer["param_groups"][0]["lr"] == pytest.approx(1e-2 * 0.5 / 30 / 0.9)
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,10 @@ that are validated and kept are a running average of the iterates w_t (Polyak an
 
     a_t = d_t a_(t-1) + (1 - d_t) w_t,    d_t = min(averaging, (1 + t) / (10 + t)),
 
-weights decay apart from the gradient (Loshchilov and Hutter 2019), and the learning rate falls where the
-held-out loss does not: by the factor `cooling` after `cool_after` epochs without a better one. At the end the
-module holds the average of the epoch with the lowest held-out loss. No single row decides which that is: see
-`core.losses.within_reach`.
+weights decay apart from the gradient (Loshchilov and Hutter 2019), and the learning rate falls: by the factor
+`cooling` after `cool_after` epochs in which the held-out loss did not, or linearly to zero at a last epoch
+that is known. At the end the module holds the average of the epoch with the lowest held-out loss. No single
+row decides which that is: see `core.losses.within_reach`.
 
 Every epoch runs under a seed of its own, derived from the one before, so that a run resumed from its
 `TrainingState` takes the steps of one that was never stopped.
@@ -36,6 +36,7 @@ __all__ = ["Trainee", "train", "train_together"]
 
 _VALIDATION_ROWS = 8192  # held-out rows in one call
 _MOST_SKIPPED = 0.5  # of an epoch's steps
+_RISING = 0.1  # of all epochs, of a linear schedule
 
 Loss = Callable[..., Tensor]
 Together = Callable[[Sequence[int]], tuple[nn.Module, Loss]]
@@ -204,7 +205,7 @@ class Trainee:
 
     def set_rate(self) -> None:
         """Tell the optimiser what the next epoch's steps are."""
-        rate = self.options.learning_rate * self.options.cooling ** _waiting(self.trace, self.options)[1]
+        rate = self.options.learning_rate * _share_of_rate(self.trace, self.options)
         for group in self.optimizer.param_groups:
             group.update(lr=rate, weight_decay=self.options.weight_decay)
 
@@ -353,6 +354,14 @@ def _start(n_rows: int, seed: Seed, resume: TrainingState | None) -> TrainingSta
         expected = f"a state of training on {n_rows} rows"
         raise ValueError(violation("resume", expected, f"one on {resume.n_rows}"))
     return resume
+
+
+def _share_of_rate(trace: TrainingTrace, options: TrainingOptions) -> float:
+    """What is left of the learning rate in the next epoch."""
+    if options.schedule == "linear":
+        done = (len(trace.validation) + 0.5) / options.max_epochs  # in the middle of it
+        return min(done / _RISING, (1 - done) / (1 - _RISING))
+    return options.cooling ** _waiting(trace, options)[1]
 
 
 def _waiting(trace: TrainingTrace, options: TrainingOptions) -> tuple[int, int]:

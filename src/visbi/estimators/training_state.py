@@ -6,9 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
-from visbi.core.checks import in_interval, positive, positive_int
+from visbi.core.checks import in_interval, one_of, positive, positive_int
 
-__all__ = ["TrainingOptions", "TrainingState", "TrainingTrace"]
+__all__ = ["SCHEDULES", "TrainingOptions", "TrainingState", "TrainingTrace"]
+
+SCHEDULES = ("plateau", "linear")
+"""What makes the learning rate fall: a loss that does not, or the epochs that are left."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +21,9 @@ class TrainingOptions:
     Attributes:
         learning_rate: of AdamW, at first.
         cooling: factor that it takes, in (0, 1], after
-        cool_after: epochs without a better held-out loss.
+        cool_after: epochs without a better held-out loss. So it is with
+        schedule: "plateau"; with "linear" the rate rises over a tenth of `max_epochs` and falls to zero at
+            the last of them, whatever the loss does.
         batch_size: rows in a step, at most; the batches of an epoch differ by one row at most.
         max_epochs: passes over the data, at most; resumed parts count together.
         validation_fraction: share of the rows that is held out, in (0, 1).
@@ -44,6 +49,7 @@ class TrainingOptions:
     learning_rate: float = 4e-3
     cooling: float = 0.3
     cool_after: int = 5
+    schedule: str = "plateau"
     batch_size: int = 200
     max_epochs: int = 2000
     validation_fraction: float = 0.1
@@ -54,6 +60,7 @@ class TrainingOptions:
     averaging: float = 0.99
 
     def __post_init__(self) -> None:
+        one_of("schedule", self.schedule, SCHEDULES)
         for name in ("cool_after", "batch_size", "max_epochs", "patience"):
             positive_int(name, getattr(self, name))
         for name in ("learning_rate", "clip_value"):
