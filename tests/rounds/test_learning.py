@@ -83,24 +83,61 @@ def test_theta_in_a_box_as_it_is_and_else_in_the_prior_s_coordinates() -> None:
     assert type(rate.theta_embedding) is PriorCoordinates and rate.config.z_score_theta == "none"
 
 
-@pytest.mark.parametrize(
-    ("n", "batch_size", "cool_after", "patience"),
-    [(100, 50, 30, 80), (750, 50, 4, 11), (2000, 100, 3, 8), (20_000, 400, 3, 8)],
-)
-def test_options_suit_the_number_of_runs(
-    n: int, batch_size: int, cool_after: int, patience: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Waiting is 60 steps at least before the rate falls; networks that go on start at a quarter of it."""
+def options_for(n: int, flow: str, monkeypatch: pytest.MonkeyPatch) -> list[TrainingOptions]:
+    """What networks are trained with that are new, go on, and go on with a user's own options."""
     seen = []
     monkeypatch.setattr(learning, "fit_likelihood", lambda *args, options, **kwargs: seen.append(options))
-    usual = replace(LEARNING, options=None)
+    usual = replace(LEARNING, options=None, flow=flow)
     plain = dict(workers=1, seed=0, show_progress_bar=False)
     theta, x = runs(n)
     earlier = fit_likelihood(theta, x, options=TrainingOptions(max_epochs=1), seed=0, show_progress_bar=False)
     usual.learn(theta, x, COORDS, earlier=None, **plain)
     usual.learn(theta, x, COORDS, earlier=earlier, **plain)
     LEARNING.learn(theta, x, COORDS, earlier=earlier, **plain)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("n", "batch_size", "cool_after", "patience"), [(100, 50, 30, 80), (750, 50, 4, 11), (999, 50, 4, 9)]
+)
+def test_affine_layers_of_few_runs_wait_for_the_held_out_loss(
+    n: int, batch_size: int, cool_after: int, patience: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Waiting is 60 steps at least before the rate falls; networks that go on start at a quarter of it."""
     cold = TrainingOptions(
         learning_rate=1.6e-2, batch_size=batch_size, cool_after=cool_after, patience=patience, worth=2e-3
     )
-    assert seen == [cold, replace(cold, learning_rate=cold.learning_rate / 4), LEARNING.options]
+    warm = replace(cold, learning_rate=cold.learning_rate / 4)
+    assert options_for(n, "maf", monkeypatch) == [cold, warm, LEARNING.options]
+
+
+@pytest.mark.parametrize(
+    ("flow", "n", "batch_size", "epochs", "warm_epochs"),
+    [
+        ("maf", 1000, 50, 30, 15),
+        ("nsf", 100, 50, 300, 150),
+        ("nsf", 2000, 100, 30, 15),
+        ("maf", 20_000, 400, 30, 15),
+    ],
+)
+def test_others_are_trained_for_a_number_of_steps_that_is_known(
+    flow: str, n: int, batch_size: int, epochs: int, warm_epochs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 600 steps at least, networks that go on for half of it and from half of the rate."""
+    cold = TrainingOptions(
+        learning_rate=1.6e-2,
+        schedule="linear",
+        batch_size=batch_size,
+        max_epochs=epochs,
+        patience=epochs,
+        weight_decay=0.01 if flow == "nsf" else 0.1,
+    )
+    warm = replace(cold, learning_rate=8e-3, max_epochs=warm_epochs, patience=warm_epochs)
+    assert options_for(n, flow, monkeypatch) == [cold, warm, LEARNING.options]
+
+
+@pytest.mark.parametrize(("flow", "asked", "layers"), [("nsf", None, 2), ("maf", None, 3), ("nsf", 5, 5)])
+def test_layers(flow: str, asked: int | None, layers: int) -> None:
+    of = replace(LEARNING, flow=flow, num_transforms=asked)
+    learnt = of.learn(*runs(100), COORDS, earlier=None, workers=1, seed=0, show_progress_bar=False)
+    assert learnt.estimator.members[0].config.num_transforms == layers

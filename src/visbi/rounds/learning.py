@@ -12,11 +12,16 @@ nats a run less (three seeds) in two thirds of the steps, those of two moons .02
 lost 2 and .6 more. Four rounds of 250 runs of SLCP then gave a mean C2ST of .736, not .851, and .540 and .530
 on two moons (five observations each).
 
-Rates fall sooner than they usually do, networks that go on start at a lower one, and batches grow with the
-runs: two networks of two moons took 66 CPU seconds of training in four rounds of 2500 runs, not 116 as with
-nearly the usual waiting and batches of 200; held-out losses of the last round were within .005. With two
-workers, 10,000 runs of two moons took 61 seconds by the clock (mean of five observations) where any fall of
-the held-out loss was worth going on for, and 44 where it had to be .002 nats; mean C2ST .507 and .511.
+How long: splines over a number of epochs that is known, their rate falling linearly to zero, and so affine
+layers from 1000 runs on. Beside waiting for the held-out loss to rest, two networks in four rounds (mean of
+-log q at runs from exact posterior draws, CPU seconds of training on one machine):
+
+    two moons, 10,000      3 layers, waiting -4.3125, 45 s;  3 layers -4.3132, 18 s;  2 layers -4.3127, 13 s
+    SLCP, 10,000           3 layers, waiting  6.221,  61 s;  3 layers  6.222,  30 s;  2 layers  6.208,  18 s
+    lynx and hare, 10,000  3 layers, waiting  1.192,  17 s;  3 layers  1.031,  13 s (affine)
+
+On 1000 runs of lynx and hare affine layers lost .8 nats by it (five seeds); there the held-out loss says when
+to stop. Splines may have larger weights than usual: with a decay of .1 two moons lost .02 nats.
 
 Where a prior is no box, its coordinates are what the network sees: a wide prior of positive rates would leave
 most of a standardised theta in a corner.
@@ -44,10 +49,14 @@ FEWEST_KEPT = 50
 _FEW_ENTRIES = 16  # of x, up to which splines are affordable
 _BATCHES, _SMALLEST, _LARGEST = 20, 50, 400  # of an epoch, and rows in one
 _RATE = 1.6e-2  # of learning, at first
-_COOL_AFTER, _PATIENCE = 3, 8  # epochs, of
+_LAYERS = {"nsf": 2, "maf": 3}
+_MANY = 1000  # runs, from which affine layers are trained as splines are: for
+_EPOCHS, _WARM_EPOCHS = 30, 15  # of so many steps at least, networks that go on for half of it
+_SPLINES_DECAY = 0.01  # of weights
+_COOL_AFTER, _PATIENCE = 3, 8  # epochs, where they are not known, of
 _WORTH = 2e-3  # nats per run: less would not show in a posterior, and takes half of the epochs
 _EPOCH = 20  # steps at least: the weights that are judged are an average over about a hundred
-_WARM = 0.25  # of that rate: networks that go on should not forget
+_WARM, _WARM_WAITING = 0.5, 0.25  # of that rate: networks that go on should not forget
 _RESCALED = 0.5  # share of its former spread below which x asks for another standardisation
 
 
@@ -57,13 +66,13 @@ class Learning:
 
     Attributes:
         flow: "maf", "nsf", or "auto": splines where x has few entries, affine layers where it has many.
-        num_transforms, hidden_features: layers of the flow, and the width of its networks.
+        num_transforms: layers of the flow; None takes `_LAYERS`. hidden_features: width of its networks.
         ensemble: networks that are averaged.
         options: of training; None takes the usual ones, with batches that suit the number of runs.
     """
 
     flow: str
-    num_transforms: int
+    num_transforms: int | None
     hidden_features: int
     ensemble: int
     options: TrainingOptions | None
@@ -85,18 +94,19 @@ class Learning:
         standardisation no longer fits.
         """
         by_length = "nsf" if x[0].numel() <= _FEW_ENTRIES else "maf"
+        flow = by_length if self.flow == AUTO else self.flow
         box = all(isinstance(block, UniformBlock) for block in coords.blocks)
         start = None if earlier is None or _narrowed(earlier, x) else earlier.estimator
         return fit_likelihood(
             theta,
             x,
-            flow=by_length if self.flow == AUTO else self.flow,
-            num_transforms=self.num_transforms,
+            flow=flow,
+            num_transforms=_LAYERS[flow] if self.num_transforms is None else self.num_transforms,
             hidden_features=self.hidden_features,
             z_score_theta="independent" if box else "none",
             theta_embedding_net=None if box else PriorCoordinates(coords),
             ensemble=self.ensemble,
-            options=self.options or _options(len(theta), warm=start is not None),
+            options=self.options or _options(len(theta), splines=flow == "nsf", warm=start is not None),
             workers=workers,
             warm_start=start,
             seed=seed,
@@ -104,17 +114,27 @@ class Learning:
         )
 
 
-def _options(n: int, *, warm: bool) -> TrainingOptions:
+def _options(n: int, *, splines: bool, warm: bool) -> TrainingOptions:
     """For n runs; `warm` networks go on from earlier ones, and the next round from where this one ends."""
     batch_size = min(max(n // _BATCHES, _SMALLEST), _LARGEST)
     longer = max(1.0, _EPOCH * batch_size / n)
-    return TrainingOptions(
+    if not splines and n < _MANY:
+        return TrainingOptions(
+            learning_rate=_WARM_WAITING * _RATE if warm else _RATE,
+            batch_size=batch_size,
+            cool_after=math.ceil(_COOL_AFTER * longer),
+            patience=math.ceil(_PATIENCE * longer),
+            worth=_WORTH,
+        )
+    epochs = math.ceil((_WARM_EPOCHS if warm else _EPOCHS) * longer)
+    options = TrainingOptions(
         learning_rate=_WARM * _RATE if warm else _RATE,
+        schedule="linear",
         batch_size=batch_size,
-        cool_after=math.ceil(_COOL_AFTER * longer),
-        patience=math.ceil(_PATIENCE * longer),
-        worth=_WORTH,
+        max_epochs=epochs,
+        patience=epochs,
     )
+    return replace(options, weight_decay=_SPLINES_DECAY) if splines else options
 
 
 def _narrowed(earlier: TrainedLikelihood, x: Tensor) -> bool:

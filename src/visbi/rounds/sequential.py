@@ -74,7 +74,7 @@ def infer(
     stop_early: bool = True,
     usable: Callable[[Tensor], Tensor] | None = None,
     flow: str = "auto",
-    num_transforms: int = 3,
+    num_transforms: int | None = None,
     hidden_features: int = 64,
     ensemble: int = 2,
     options: TrainingOptions | None = None,
@@ -103,7 +103,8 @@ def infer(
         usable: x (N, ...) -> (N,) bool: runs the likelihood is learnt from. Leave out only what is so far
             from x_o that no theta of interest produces it; None keeps all.
         flow, num_transforms, hidden_features: of the likelihood: "nsf", "maf" or "auto", which takes splines
-            where x has few entries; its layers; the width of its networks.
+            where x has few entries; its layers, None takes two of splines and three affine ones; the width
+            of its networks.
         ensemble: networks that are averaged; of one, the likelihood's error is not known.
         options: of the likelihood's training; None takes the usual ones, with batches that suit the number of
             runs.
@@ -145,7 +146,7 @@ def infer(
         usable=usable,
         learning=Learning(
             flow=flow,
-            num_transforms=positive_int("num_transforms", num_transforms),
+            num_transforms=None if num_transforms is None else positive_int("num_transforms", num_transforms),
             hidden_features=positive_int("hidden_features", hidden_features),
             ensemble=positive_int("ensemble", ensemble),
             options=options,
