@@ -23,7 +23,7 @@ __all__ = ["POOL", "corrected", "in_pieces", "pool", "pool_for", "weighted_draws
 
 POOL = 16_384
 """Draws that corrected ones are taken from, at least."""
-_FALLEN = 0.5  # of the effective sample size before there were more draws: that is no chance
+_FALLEN = 0.5  # of the effective sample size of the first draws: that is no chance
 _BATCH = 16_384  # potentials are evaluated in pieces of this many theta
 
 
@@ -56,29 +56,30 @@ def pool_for(n: int, fit: SingleFit | AutoFit, log_p: LogDensity, seed: int) -> 
     whether or not the pool grows.
 
     Warns:
-        UserWarning: with those that it grew by all draws are worth less than half of what they were. It grows
-                no further then.
+        UserWarning: all draws are worth less than half of what the first ones alone are. It grows no further
+            then, and so it is at every call.
     """
     if isinstance(fit, AutoFit) and fit.report.status not in GOOD:
         return fit.draws
     with seeded(seed):
         draws = pool(fit, log_p)
     with seeded(seed + 1):
-        while (needed := draws.needed(n)) > len(draws.theta):
-            more = pool(replace(fit, draws=draws), log_p, needed)
-            fallen = more.n_effective < _FALLEN * draws.n_effective
-            if fallen:
-                before, after = (f"{d.n_effective:.0f} of {len(d.theta)}" for d in (draws, more))
-                warnings.warn(
-                    f"Corrected draws: the effective sample size fell from {before} draws of q to {after} "
-                    "when more were needed. Some of the new ones lie where q is much too low, which its "
-                    "certificate has not seen. Do not use them; train again with another seed, or run MCMC.",
-                    stacklevel=3,
-                )
-            draws = more
-            if fallen:
-                break
+        while (needed := draws.needed(n)) > len(draws.theta) and not _fell(draws):
+            draws = pool(replace(fit, draws=draws), log_p, needed)
+    if _fell(draws):
+        before, after = (f"{d.n_effective:.0f} of {len(d.theta)}" for d in (draws.first(POOL), draws))
+        warnings.warn(
+            f"Corrected draws: the effective sample size fell from {before} draws of q to {after} when more "
+            "were needed. Some of the new ones lie where q is much too low, which its certificate has not "
+            "seen. Do not use them; train again with another seed, or run MCMC.",
+            stacklevel=3,
+        )
     return draws
+
+
+def _fell(draws: WeightedDraws) -> bool:
+    """Whether all draws are worth less than half of what the first ones, a certificate's, are."""
+    return len(draws.theta) > POOL and draws.n_effective < _FALLEN * draws.first(POOL).n_effective
 
 
 def corrected(draws: WeightedDraws, shape: torch.Size, seed: int) -> Tensor:

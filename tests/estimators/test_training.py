@@ -296,7 +296,12 @@ def test_with_a_linear_schedule_all_epochs_are_made_and_the_best_weights_kept():
     options = TrainingOptions(**FAST, schedule="linear", max_epochs=30, patience=30)
     state = train(net, loss, data, options, seed=0)
     assert len(state.trace.validation) == 30 and state.trace.stop_reason == "max_epochs"
-    assert state.trace.best_loss == min(state.trace.validation)
+    assert same(net.state_dict(), state.best)
+    with seeded(state.seed):
+        held_out = torch.randperm(400)[:40]
+    with torch.no_grad():
+        now = loss(*(tensor[held_out] for tensor in data)).mean()
+    assert float(now) == pytest.approx(min(state.trace.validation), rel=1e-5)
     assert state.optimizer["param_groups"][0]["lr"] == pytest.approx(1e-2 * 0.5 / 30 / 0.9)
 
 

@@ -10,6 +10,7 @@ from torch.distributions import Independent, LogNormal, Normal, Uniform
 
 from visbi.families.gaussians import Mixture
 from visbi.fitting.boxes import in_boxes
+from visbi.fitting.budget import BudgetReached
 from visbi.fitting.hidden import of_slopes, with_hidden
 from visbi.fitting.ladder import climb
 from visbi.fitting.target import FlatTarget, Target
@@ -162,6 +163,20 @@ def test_an_automatic_fit_has_both(seed: int):
     answer = climb(Target(modes(loc, [0.08, 0.03], [0.5, 0.5]), coordinates(box(8))))
     assert answer.report.status in ("ok", "corrected")
     assert answer.report.log_evidence == pytest.approx(0.0, abs=0.05)
+
+
+def test_a_budget_that_ends_while_modes_are_looked_for_keeps_the_mixture(monkeypatch: pytest.MonkeyPatch):
+    """A Gaussian had one of two modes; what has both is kept, though its weights are worse."""
+
+    def used_up(*_: object, **__: object) -> Tensor:
+        raise BudgetReached("max_seconds")
+
+    monkeypatch.setattr("visbi.fitting.mixing.missing_at_tops", used_up)
+    torch.manual_seed(0)
+    loc = torch.stack([0.3 * ONES, 0.7 * ONES])
+    report = climb(Target(modes(loc, [0.05, 0.05], [0.5, 0.5]), coordinates(box()))).report
+    assert report.status == "suspect" and "max_seconds" in report.sentence
+    assert report.log_evidence == pytest.approx(0.0, abs=0.1)
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -9,9 +9,10 @@ from torch.distributions import MultivariateNormal
 
 from visbi.families.gaussians import Mixture
 from visbi.fitting import witnesses
+from visbi.fitting.budget import Budget
 from visbi.fitting.climbing import ALONE, Group, Record
 from visbi.fitting.explore import Exploration
-from visbi.fitting.pool import Pool
+from visbi.fitting.pool import Pool, Trial
 from visbi.fitting.target import Target
 from visbi.fitting.witnesses import doubts, missing_at, missing_at_tops, missing_of_points
 from visbi.priors import coordinates
@@ -140,6 +141,35 @@ def test_ascents_find_what_particles_lost(monkeypatch):
     monkeypatch.setattr(witnesses, "above", lambda *_: pytest.fail("ascents are made once"))
     both = in_four(0.9, 0.1)
     assert float(missing_at_tops(now, both, trial.log_z + math.log(10 / 9))) == 0.0
+
+
+def test_a_small_budget_is_not_spent_on_ascents():
+    now = Group(
+        Target(four_dimensions, COORDS, Budget(50_000)),
+        [Record()],
+        ALONE,
+        Pool(Target(four_dimensions, COORDS)),
+    )
+    now.seen = sent(in_four(1.0, 1e-12).sample(500))
+    q = in_four(1.0, 1e-12)
+    assert float(missing_at_tops(now, q, torch.zeros(1).double())) == 0.0
+    assert now.target.n_values == 0 and now.tops is None
+
+
+@pytest.mark.parametrize(
+    ("lacking", "more", "taken"), [(True, 0.5, True), (True, 0.01, False), (False, 0.5, False)]
+)
+def test_what_is_known_to_lack_mass_gives_way_to_more_evidence(lacking, more, taken):
+    """Its own weights may be the better ones."""
+    now = group()
+    now.records[0].lacking = lacking
+    z = torch.zeros(1, 100, 2).double()
+    even, uneven = torch.zeros(1, 100).double(), torch.randn(1, 100).double()
+    uneven = uneven - uneven.logsumexp(1, keepdim=True) + math.log(100) + more
+    now.consider("one", mixture(1.0, 1e-12), Trial.of(z, even, torch.zeros_like(even)))
+    now.consider("both", mixture(0.9, 0.1), Trial.of(z, uneven, torch.zeros_like(even)))
+    assert now.records[0].best is not None
+    assert (now.records[0].best[0] == "both") == taken
 
 
 def test_a_single_point_is_no_witness():

@@ -63,6 +63,10 @@ class WeightedDraws:
         share = self.n_effective / len(self.theta)
         return min(math.ceil(_SPARE * n / max(share, 1e-12)), _LARGEST)
 
+    def first(self, n: int) -> "WeightedDraws":
+        """The first n of them."""
+        return WeightedDraws(self.theta[:n], self.log_p[:n], self.log_q[:n])
+
     def with_(self, other: "WeightedDraws") -> "WeightedDraws":
         """These and others of the same q."""
         pairs = zip(

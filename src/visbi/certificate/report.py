@@ -43,7 +43,8 @@ class Report:
         proportionality: r^2 of the score "prop" or "prop_prior", if that was asked for.
         kl_reverse, kl_forward: estimates of KL(q || p) and KL(p || q), in nats.
         modes: of the posterior, with weights and places, where they were looked for.
-        n_searched: draws of the prior from which modes were looked for; see `least_share`.
+        n_searched: points from which modes were looked for: draws of the prior, or, in more than five
+            dimensions, those that were led uphill; see `least_share`.
         rung: which way of the automatic fit answered, and
         story: why the earlier ones did not.
         n_values, n_gradients: evaluations of the potential during the fit, without and with gradient.
@@ -79,7 +80,8 @@ class Report:
         """Share of the prior's mass that a mode and its slopes must hold to be met with 95 % probability.
 
         By n draws of the prior: 3 / n (the rule of three). What is narrower than that may have been missed,
-        and no certificate from draws of q can know; NaN where nothing was searched.
+        and no certificate from draws of q can know; NaN where nothing was searched. Roughly, where points
+        were led uphill: these lie wider than the posterior and closer than the prior.
         """
         return 3 / self.n_searched if self.n_searched else math.nan
 

@@ -21,9 +21,10 @@ class TrainingOptions:
     Attributes:
         learning_rate: of AdamW, at first.
         cooling: factor that it takes, in (0, 1], after
-        cool_after: epochs without a better held-out loss. So it is with
-        schedule: "plateau"; with "linear" the rate rises over a tenth of `max_epochs` and falls to zero at
-            the last of them, whatever the loss does.
+        cool_after: epochs without a better held-out loss.
+        schedule: what makes it fall: "plateau", as above, or "linear": it rises over a tenth of `max_epochs`
+            and falls to zero at the end of the last, unless `patience` ends training before (let it be
+            `max_epochs`). Resumed with other `max_epochs` it is another schedule.
         batch_size: rows in a step, at most; the batches of an epoch differ by one row at most.
         max_epochs: passes over the data, at most; resumed parts count together.
         validation_fraction: share of the rows that is held out, in (0, 1).

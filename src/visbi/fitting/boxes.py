@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from visbi.families.gaussians import Mixture
-from visbi.fitting.hidden import of_slopes, with_hidden
+from visbi.fitting.hidden import beyond, of_slopes, with_hidden
 from visbi.fitting.mixture import merged
 from visbi.fitting.refine import COMPONENTS, matched
 from visbi.fitting.target import FlatTarget, Target
@@ -57,10 +57,9 @@ def in_boxes(target: Target, q: Mixture, z: Tensor, ell: Tensor, *, by: float) -
         return None
     near = merged(near, torch.zeros_like(near.log_weights), COMPONENTS)
     both = with_hidden(flat, near, flat.from_z(z), flat.value_from_z(z, ell), by=by, matched=_regressed)
-    own = near.loc.shape[1]
-    if both is None or both.loc.shape[1] == own:
+    new = None if both is None else beyond(both, near)
+    if new is None:
         return None
-    new = both.only(torch.arange(both.loc.shape[1], device=z.device)[None] >= own)
     there = flat.inwards(new.loc, new.cov)
     return matched(target, flat.to_z(there), flat.cov_to_z(there, new.cov))
 

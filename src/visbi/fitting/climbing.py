@@ -28,6 +28,7 @@ _NARROW = 2.0  # draws of the prior in effect: one outweighs all others
 _AT_FIRST = 1024  # of them that say where tempering would begin
 _FEW_USABLE = 0.1  # share of the prior's draws
 _FLOW_DIMENSIONS = 4
+_LACKED = 0.05  # nats of evidence by which one q has mass that another lacks
 
 
 @dataclass(frozen=True)
@@ -268,11 +269,13 @@ class Group:
         return torch.tensor(found, **self.like)  # type: ignore[arg-type]
 
     def consider(self, rung: str, q: Proposal, trial: Trial) -> None:
-        """Keep q where it is the best so far."""
+        """Keep q where it is the best so far: by its merit, or by what the best so far is known to lack."""
         for i, record in enumerate(self.records):
-            if record.best is None or float(trial.merit[i]) > float(record.best[2].merit):
-                one = self.one(i)
-                record.best = rung, q.of_fits(one), trial.of_fits(one)
+            one = self.one(i)
+            fresh, best = trial.of_fits(one), None if record.best is None else record.best[2]
+            lacked = best is not None and record.lacking and float(fresh.log_z - best.log_z) > _LACKED
+            if best is None or lacked or float(fresh.merit) > float(best.merit):
+                record.best = rung, q.of_fits(one), fresh
 
     def of_prior(self) -> Tensor:
         """(F, N) log-weights of the prior's draws that were looked at; N = 0 where none are kept."""
@@ -328,12 +331,10 @@ class Group:
 
     @property
     def n_searched(self) -> int:
-        """Draws of the prior, for each fit, from which modes were looked for.
-
-        Where ascents were made it is these: in many dimensions draws that show a mode by themselves are those
-        that lie in it, and of all others so many were led uphill.
+        """Points, for each fit, from which modes were looked for: draws of the prior, and in more than
+        `SEARCHED` dimensions, where hardly any draw shows a mode by itself, those that were led uphill.
         """
-        if self.tops is not None:
+        if self.tops is not None and self.target.dim > SEARCHED:
             return self.tops.z.shape[1]
         if self.n_prior:
             return self.n_prior

@@ -35,7 +35,7 @@ from visbi.fitting.summits import above
 from visbi.fitting.target import Target, is_usable, log_standard_normal
 from visbi.fitting.uphill import FOLLOWED, KEPT, best_along, starts_at
 
-__all__ = ["of_slopes", "with_hidden"]
+__all__ = ["beyond", "of_slopes", "with_hidden"]
 
 Matching = Callable[[Target, Tensor, Tensor], Mixture | None]
 """A target, starts (1, K, d) and covariances there -> Gaussians of equal weight, if any."""
@@ -101,6 +101,12 @@ def with_hidden(
         log_mass = torch.cat([log_mass, new.log_weights], 1)
         fits = torch.cat([fits, torch.ones_like(new.log_weights, dtype=torch.bool)], 1)
     return replace(q, log_weights=torch.log_softmax(log_mass, 1))
+
+
+def beyond(both: Mixture, q: Mixture) -> Mixture | None:
+    """What `both` has beside q's components, if anything."""
+    own, count = q.loc.shape[1], both.loc.shape[1]
+    return None if count == own else both.only(torch.arange(count, device=q.loc.device)[None] >= own)
 
 
 def _outwards(q: Mixture) -> Tensor:

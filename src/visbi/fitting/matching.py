@@ -102,7 +102,7 @@ def _unless_more(now: Group, rung: str, q: Mixture, *, spare: float) -> list[Gro
     if not bool(missed.all()):
         missed = missed | hides(now, q, log_z)
     if not bool(missed.all()):
-        missed = missed | (hidden_in_box(now, q, log_z) > FEW)
+        missed = missed | (hidden_in_box(now, wide, log_z, base=q) > FEW)
     if not bool(missed.all()):
         missed = missed | (missing_at(now, wide, defended(_other_gaussians(now)), log_z) > FEW)
     now.tell(missed, f"{rung} missed other modes")

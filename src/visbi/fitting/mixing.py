@@ -78,8 +78,8 @@ def mixture(now: Group) -> Sequence[Group]:
         now.summit = at_summits(now)
         fresh = now.pool.tried(defended(now.summit), now.effort.trial)
         best, trial = _better(best, trial, now.summit, fresh)
-    best, trial = _completed(now, best, trial)
     now.consider("a mixture", best, trial)
+    best, trial = _completed(now, best, trial)
     # what is not refitted has the masses of its modes from here
     best = best.better(weighed(best, trial), trial.merit > ENOUGH)
     if not now.alone:
@@ -115,16 +115,20 @@ def _candidates(now: Group, seen: Exploration) -> Iterator[Mixture]:
 def _completed(now: Group, q: Mixture, trial: Trial) -> tuple[Mixture, Trial]:
     """q with modes where it has next to nothing."""
     for turn in range(_TIMES):
-        lacks = missing_at_tops(now, q, trial.log_z, trial) > FEW
+        wide = defended(q)
+        lacks = missing_at_tops(now, wide, trial.log_z, trial, base=q) > FEW
         if not bool(lacks.all()):
-            lacks = hidden_in_box(now, q, trial.log_z, trial) > FEW
-        if not bool(lacks.all()) and turn and bool((trial.share > CLEAR).all()):
-            lacks = hides(now, q, trial.log_z)
+            lacks = hidden_in_box(now, wide, trial.log_z, trial, base=q) > FEW
+        if turn and not bool(lacks.all()) and bool((trial.share > CLEAR).all()):
+            lacks = hides(now, q, trial.log_z)  # what was added fits closely, and uncovers the next
         if not bool(lacks.all()):
             break
         assert now.elsewhere is not None
-        q = now.elsewhere
-        trial = now.pool.draw(defended(q), now.effort.trial)
+        for record in now.records:
+            record.lacking = True
+        fresh = now.pool.draw(defended(now.elsewhere), now.effort.trial)
+        q, trial = now.elsewhere, fresh
+        now.consider("a mixture", q, trial)
     return q, trial
 
 

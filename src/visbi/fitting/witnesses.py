@@ -1,12 +1,12 @@
 r"""What speaks against a q beside its own weights, which know nothing of where none of its draws came.
 
-Witnesses are the explorer's particles, the searched draws of the prior, and the points of all other
-proposals: is q much too low where they are, or where they lead uphill? (`missing`, `missing_of_points`); what
-a closely matched q leaves unexplained (`hides`), or Gaussians matched where another q's draws are
-(`unexplained`); and resampled draws, which the posterior's own moves should
-leave as they are (in `doubts`). Points are no proof of mass. So wherever some accuse q, a mixture is put
-there and drawn from, and what its draws weigh beyond what q's own draws find there is what q is missing
-(`missing_at`).
+Witnesses are the explorer's particles, the searched draws of the prior, and the points of all proposals: is q
+much too low where they are, or where they lead uphill? (`missing`, `missing_of_points`); where ascents from
+particles of all temperatures end (`missing_at_tops`); what a closely matched q leaves unexplained (`hides`),
+in a box in theta itself (`hidden_in_box`), or Gaussians matched where another q's draws are (`unexplained`);
+and resampled draws, which the posterior's own moves should leave as they are (in `doubts`). Points are no
+proof of mass. So wherever some accuse q, a mixture is put there and drawn from, and what its draws weigh
+beyond what q's own draws find there is what q is missing (`missing_at`).
 """
 
 import math
@@ -23,16 +23,18 @@ from visbi.fitting.boxes import in_boxes
 from visbi.fitting.budget import BudgetReached
 from visbi.fitting.climbing import Group
 from visbi.fitting.drift import drift
-from visbi.fitting.hidden import with_hidden
+from visbi.fitting.hidden import beyond, with_hidden
 from visbi.fitting.mixture import defended, local_covariances, spread_out
 from visbi.fitting.pool import Proposal, Trial
 from visbi.fitting.refine import around, matched
 from visbi.fitting.summits import above
+from visbi.fitting.target import FlatTarget
 from visbi.fitting.uphill import starts_at, too_low, tops
 
 __all__ = [
     "FEW",
     "doubts",
+    "hidden_in_box",
     "hides",
     "missing",
     "missing_at",
@@ -54,6 +56,8 @@ _RESAMPLED, _STARTS = 1024, 8  # draws of q, and Gaussians matched at some of th
 _DRIFT = 5.0  # standard errors
 _DIMENSIONS = 4  # from which draws of the prior that are searched may lead to few of many modes
 _ASCENTS, _STEPS = 128, 10  # from particles of all temperatures, and steps of each
+_EACH, _IN_A_BOX = 100, 16_384  # evaluations: of an ascent, and of a search in a box
+_ROOM = 4  # times these that a budget must leave
 
 
 def doubts(now: Group, q: Proposal, trial: Trial) -> list[list[str]]:
@@ -149,43 +153,56 @@ def _missing_uphill(now: Group, q: Proposal, log_z: Tensor, trial: Trial | None)
     A certificate's own draws are among them: of a needle beside a haystack few draws tell, each of great
     weight, and what they say of the mass is no measure (`missing_of_points`).
     """
-    share = torch.zeros_like(log_z)
-    z, ell = _points(now)
-    local, there = tops(now.target, z, ell, q, log_z, by=_LOW)
-    if bool(there.any()):
-        local = local.of_fits(there)
-        trial = None if trial is None else trial.of_fits(there)
-        share[there] = missing_at(now.only(there), q.of_fits(there), defended(local), log_z[there], trial)
-        if now.alone and isinstance(q, Mixture) and bool((share > FEW).all()):
-            now.elsewhere = _with_more(q, local, share)
-    return share
+    local, there = tops(now.target, *_points(now), q, log_z, by=_LOW)
+    if not bool(there.any()):
+        return torch.zeros_like(log_z)
+    return _weighed_there(now, q, local, there, log_z, trial)
 
 
-def missing_at_tops(now: Group, q: Proposal, log_z: Tensor, trial: Trial | None = None) -> Tensor:
+def missing_at_tops(
+    now: Group, q: Proposal, log_z: Tensor, trial: Trial | None = None, *, base: Mixture | None = None
+) -> Tensor:
     """(F,) mass at the ends of ascents from particles of all temperatures.
 
     Of ten narrow modes in ten dimensions a thousand particles lose one, or several, on their way. Before the
     last temperatures they still are all over the place, and an ascent from there costs a hundred
     evaluations; one that ends in a mode that q lacks accuses it. In few dimensions draws of the prior that
-    are searched do.
+    are searched do. What is found is added to `base`, or to q.
     """
-    share = torch.zeros_like(log_z)
-    sent = now.seen is not None and now.seen.step is not None
-    if not (sent and now.alone and now.gradient and now.target.dim >= _DIMENSIONS):
+    share, seen = torch.zeros_like(log_z), now.seen
+    if seen is None or seen.step is None or not (now.alone and now.gradient):
+        return share
+    if now.target.dim < _DIMENSIONS or now.target.budget.left < _ROOM * _ASCENTS * _EACH:
         return share
     if now.tops is None:
-        assert now.seen is not None
-        z = now.seen.history_z.movedim(0, 1).flatten(1, 2)
+        z = seen.history_z.movedim(0, 1).flatten(1, 2)
         now.tops = above(now.target, z, torch.ones_like(z[..., 0]), _ASCENTS, _STEPS)
     low = too_low(q, now.tops.z, now.tops.ell - log_z[:, None] - _LOW)
     there = low.any(1)
-    if bool(there.any()):
-        weights = torch.where(there[:, None], low.to(now.tops.z), 1.0)
-        local = matched(now.target, *starts_at(now.target, now.tops.z, weights)).of_fits(there)
-        trial = None if trial is None else trial.of_fits(there)
-        share[there] = missing_at(now.only(there), q.of_fits(there), defended(local), log_z[there], trial)
-        if isinstance(q, Mixture) and bool((share > FEW).all()):
-            now.elsewhere = _with_more(q, local, share)
+    if not bool(there.any()):
+        return share
+    weights = torch.where(there[:, None], low.to(now.tops.z), 1.0)
+    local = matched(now.target, *starts_at(now.target, now.tops.z, weights))
+    return _weighed_there(now, q, local, there, log_z, trial, base)
+
+
+def _weighed_there(
+    now: Group,
+    q: Proposal,
+    local: Mixture,
+    there: Tensor,
+    log_z: Tensor,
+    trial: Trial | None,
+    base: Mixture | None = None,
+) -> Tensor:
+    """(F,) mass where Gaussians were matched in the fits `there`; of one fit alone, q with them is kept."""
+    share = torch.zeros_like(log_z)
+    local = local.of_fits(there)
+    trial = None if trial is None else trial.of_fits(there)
+    share[there] = missing_at(now.only(there), q.of_fits(there), defended(local), log_z[there], trial)
+    base = q if base is None and isinstance(q, Mixture) else base
+    if now.alone and base is not None and bool((share > FEW).all()):
+        now.elsewhere = _with_more(base, local, share)
     return share
 
 
@@ -270,7 +287,7 @@ def hides(now: Group, q: Mixture, log_z: Tensor) -> Tensor:
     if both is None:
         return ~now.all()
     now.records[0].sought = both.loc
-    if (new := _beyond(both, q)) is None:
+    if (new := beyond(both, q)) is None:
         return ~now.all()
     found = missing_at(now, defended(q), defended(new), log_z) > FEW
     if bool(found.all()):
@@ -278,17 +295,20 @@ def hides(now: Group, q: Mixture, log_z: Tensor) -> Tensor:
     return found
 
 
-def hidden_in_box(now: Group, q: Mixture, log_z: Tensor, trial: Trial | None = None) -> Tensor:
-    """(F,) mass, relative to what q has, to which leads what q's modes leave in theta: see `boxes`."""
-    share = torch.zeros_like(log_z)
-    if not _searchable(now) or now.target.dim < _DIMENSIONS:
-        return share
-    new = in_boxes(now.target, q, *_points(now), by=_LOW)
-    if new is not None:
-        share = missing_at(now, q, defended(new), log_z, trial)
-        if bool((share > FEW).all()):
-            now.elsewhere = _with_more(q, new, share)
-    return share
+def hidden_in_box(
+    now: Group, q: Mixture, log_z: Tensor, trial: Trial | None = None, *, base: Mixture | None = None
+) -> Tensor:
+    """(F,) mass, relative to what q has, to which leads what its modes leave in theta: see `boxes`.
+
+    What is found is added to `base`, or to q.
+    """
+    none = torch.zeros_like(log_z)
+    if not _searchable(now) or now.target.dim < _DIMENSIONS or FlatTarget.of(now.target) is None:
+        return none
+    if now.target.budget.left < _ROOM * _IN_A_BOX:
+        return none
+    new = in_boxes(now.target, q if base is None else base, *_points(now), by=_LOW)
+    return none if new is None else _weighed_there(now, q, new, now.all(), log_z, trial, base)
 
 
 def unexplained(now: Group, q: Proposal, trial: Trial) -> Tensor:
@@ -308,7 +328,7 @@ def unexplained(now: Group, q: Proposal, trial: Trial) -> Tensor:
     cov = local_covariances(z, starts, max(4 * now.target.dim, 40))
     close = matched(now.target, starts, cov)
     both = _with_hidden(now, close)
-    if both is None or (new := _beyond(both, close)) is None:
+    if both is None or (new := beyond(both, close)) is None:
         return none
     return missing_at(now, q, defended(new), trial.log_z, trial)
 
@@ -337,9 +357,3 @@ def _points(now: Group) -> tuple[Tensor, Tensor]:
     each += [] if now.seen is None else [(now.seen.z, now.seen.ell)]
     z, ell = (torch.cat(parts, 1) for parts in zip(*each, strict=True))
     return z, ell
-
-
-def _beyond(both: Mixture, q: Mixture) -> Mixture | None:
-    """What `both` has beside q's components, if anything."""
-    own, count = q.loc.shape[1], both.loc.shape[1]
-    return None if count == own else both.only(torch.arange(count, device=q.loc.device)[None] >= own)

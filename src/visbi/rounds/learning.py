@@ -51,11 +51,11 @@ _BATCHES, _SMALLEST, _LARGEST = 20, 50, 400  # of an epoch, and rows in one
 _RATE = 1.6e-2  # of learning, at first
 _LAYERS = {"nsf": 2, "maf": 3}
 _MANY = 1000  # runs, from which affine layers are trained as splines are: for
-_EPOCHS, _WARM_EPOCHS = 30, 15  # of so many steps at least, networks that go on for half of it
+_EPOCHS, _WARM_EPOCHS = 30, 15  # networks that go on for half of it
 _SPLINES_DECAY = 0.01  # of weights
 _COOL_AFTER, _PATIENCE = 3, 8  # epochs, where they are not known, of
 _WORTH = 2e-3  # nats per run: less would not show in a posterior, and takes half of the epochs
-_EPOCH = 20  # steps at least: the weights that are judged are an average over about a hundred
+_STEPS = 20  # of an epoch, at least: the weights that are judged are an average over about a hundred
 _WARM, _WARM_WAITING = 0.5, 0.25  # of that rate: networks that go on should not forget
 _RESCALED = 0.5  # share of its former spread below which x asks for another standardisation
 
@@ -117,7 +117,7 @@ class Learning:
 def _options(n: int, *, splines: bool, warm: bool) -> TrainingOptions:
     """For n runs; `warm` networks go on from earlier ones, and the next round from where this one ends."""
     batch_size = min(max(n // _BATCHES, _SMALLEST), _LARGEST)
-    longer = max(1.0, _EPOCH * batch_size / n)
+    longer = max(1.0, _STEPS * batch_size / n)
     if not splines and n < _MANY:
         return TrainingOptions(
             learning_rate=_WARM_WAITING * _RATE if warm else _RATE,
@@ -127,14 +127,14 @@ def _options(n: int, *, splines: bool, warm: bool) -> TrainingOptions:
             worth=_WORTH,
         )
     epochs = math.ceil((_WARM_EPOCHS if warm else _EPOCHS) * longer)
-    options = TrainingOptions(
+    return TrainingOptions(
         learning_rate=_WARM * _RATE if warm else _RATE,
         schedule="linear",
         batch_size=batch_size,
         max_epochs=epochs,
         patience=epochs,
+        weight_decay=_SPLINES_DECAY if splines else TrainingOptions.weight_decay,
     )
-    return replace(options, weight_decay=_SPLINES_DECAY) if splines else options
 
 
 def _narrowed(earlier: TrainedLikelihood, x: Tensor) -> bool:

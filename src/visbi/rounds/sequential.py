@@ -106,8 +106,8 @@ def infer(
             where x has few entries; its layers, None takes two of splines and three affine ones; the width
             of its networks.
         ensemble: networks that are averaged; of one, the likelihood's error is not known.
-        options: of the likelihood's training; None takes the usual ones, with batches that suit the number of
-            runs.
+        options: of the likelihood's training; None takes the usual ones, with batches and epochs that suit
+            the number of runs.
         train: keywords for `VIPosterior.train`; `quality_control=False` keeps the last q's from warning.
         workers: processes that simulate, and that train the networks of the ensemble; simulations do not
             depend on how many, networks do as rounding does.

@@ -14,7 +14,7 @@ One process writes a store at a time.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from visbi.core.archive import Archive, read_archive, write_archive
 from visbi.core.checks import violation
 from visbi.core.folders import differing
 from visbi.core.words import digest
-from visbi.estimators import TrainedLikelihood
+from visbi.estimators import TrainedLikelihood, TrainingOptions
 from visbi.estimators.prior_coordinates import PriorCoordinates
 from visbi.posterior import VIPosterior
 from visbi.priors import coordinates
@@ -108,6 +108,8 @@ class RoundStore:
         for name, value in (settings if "usable" not in found else {**settings, **former}).items():
             if name == "simulations" and _begin_alike(value, found[name]):
                 continue
+            if name == "options" and value and found[name]:  # earlier versions had fewer
+                found = {**found, name: {**asdict(TrainingOptions()), **found[name]}}
             if found.get(name) != value:
                 asked, had = differing(value, found.get(name))
                 expected = f"a store made with {name} {asked!r} (choose another folder for another inference)"
