@@ -63,6 +63,8 @@ _HARD: dict[str, Callable[[], Target]] = {
     "turned_d60": hard.turned,
     "eight_d20": hard.eight,
     "wide_pair_d5": hard.wide_pair,
+    "box_pair_d8": hard.box_pair,
+    "cut_d10": hard.cut,
 }
 _BY_GROUP: dict[Group, dict[str, Callable[[], Target]]] = {
     "tuning": _TUNING,

@@ -30,8 +30,10 @@ from visbi.priors import MultipleIndependent
 __all__ = [
     "ball",
     "bananas",
+    "box_pair",
     "corner",
     "cross",
+    "cut",
     "eight",
     "four",
     "growth",
@@ -150,6 +152,53 @@ def ripples() -> Target:
 
     evidence = 8 * math.log(float(torch.trapezoid(each, line)))
     return Target("ripples_d8", 8, wide_normal(3.0, 8), log_prob, draw, evidence, "hard")
+
+
+def _in_a_box(name: str, centres: Tensor, sds: Tensor, weights: list[float]) -> Target:
+    """Round Gaussians, cut off by the sides of a unit box; each has so much of the mass."""
+    dim, sd, shares = centres.shape[1], sds[:, None], torch.tensor(weights, dtype=torch.float64)
+    below = torch.special.ndtr(-centres / sd)
+    within = torch.special.ndtr((1 - centres) / sd) - below
+    level = shares.log() - (sd * within).log().sum(1) - 0.5 * dim * math.log(2 * math.pi)
+    low, high = torch.zeros(dim), torch.ones(dim)
+
+    def each(theta: Tensor) -> Tensor:
+        away = (theta[:, None] - centres.to(theta)) / sd.to(theta)
+        return level.to(theta) - 0.5 * away.square().sum(-1)
+
+    def draw(n: int) -> Tensor:
+        part = torch.multinomial(shares, n, replacement=True)
+        u = torch.rand(n, dim, dtype=torch.float64)
+        return centres[part] + sd[part] * torch.special.ndtri(below[part] + u * within[part])
+
+    return Target(
+        name=name,
+        dim=dim,
+        prior=box(low, high),
+        potential=inside(lambda theta: torch.logsumexp(each(theta), 1), low, high),
+        draw=draw,
+        log_evidence=0.0,
+        group="hard",
+        modes=Modes(lambda theta: each(theta).argmax(1), shares),
+    )
+
+
+def box_pair() -> Target:
+    """Two modes in a box in eight dimensions, one a quarter as wide as the other."""
+    with seeded(60):
+        centres = 0.25 + 0.5 * torch.rand(2, 8, dtype=torch.float64)
+    return _in_a_box("box_pair_d8", centres, torch.tensor([0.08, 0.02], dtype=torch.float64), [0.5, 0.5])
+
+
+def cut() -> Target:
+    """Ten narrow modes in a box in ten dimensions, each cut in three directions by sides."""
+    with seeded(61):
+        centres = 0.15 + 0.7 * torch.rand(10, 10, dtype=torch.float64)
+        cuts = torch.rand(10, 10).argsort(1)[:, :3]
+        sides = torch.randint(2, (10, 3)) + 0.1 * torch.rand(10, 3, dtype=torch.float64) - 0.05
+        sds = 0.05 + 0.05 * torch.rand(10, dtype=torch.float64)
+    weights = [0.18, 0.16, 0.14, 0.12, 0.1, 0.08, 0.07, 0.06, 0.05, 0.04]
+    return _in_a_box("cut_d10", centres.scatter(1, cuts, sides), sds, weights)
 
 
 def ball() -> Target:

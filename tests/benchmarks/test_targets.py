@@ -77,6 +77,15 @@ def funnel_part(theta: Tensor) -> Tensor:
     return Normal(0.0, 2.5).log_prob(v[:, 0]) + Normal(0.0, (v / 2).exp()).log_prob(theta[:, 1:]).sum(-1)
 
 
+def middle_of_a_mode(name: str) -> Callable[[Tensor], Tensor]:
+    """Uniform where four fifths of the first mode's draws are, entry by entry."""
+    goal = target(name)
+    assert goal.modes is not None
+    theta = goal.sample(20_000, 9)
+    theta = theta[goal.modes.assign(theta) == 0]
+    return box_part(theta.quantile(0.1, 0), theta.quantile(0.9, 0))
+
+
 def box_part(low: Tensor, high: Tensor) -> Callable[[Tensor], Tensor]:
     """Uniform on a box within the support."""
     volume = float((high - low).log().sum())
@@ -193,6 +202,8 @@ PARTS: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
     "turned_d60": lambda: mixture_part("turned_d60", 0.8),
     "eight_d20": lambda: mixture_part("eight_d20", 0.8),
     "wide_pair_d5": lambda: mixture_part("wide_pair_d5", 0.8),
+    "box_pair_d8": lambda: middle_of_a_mode("box_pair_d8"),
+    "cut_d10": lambda: middle_of_a_mode("cut_d10"),
     "four_d30": lambda: mixture_part("four_d30", 0.8),
     "spike_d3": lambda: mixture_part("spike_d3"),
     "ripples_d8": lambda: fitted("ripples_d8", 0.9),
