@@ -98,7 +98,7 @@ def options_for(n: int, flow: str, monkeypatch: pytest.MonkeyPatch) -> list[Trai
 
 
 @pytest.mark.parametrize(
-    ("n", "batch_size", "cool_after", "patience"), [(100, 50, 30, 80), (750, 50, 4, 11), (999, 50, 4, 9)]
+    ("n", "batch_size", "cool_after", "patience"), [(100, 50, 30, 80), (750, 50, 4, 11), (1999, 99, 3, 8)]
 )
 def test_affine_layers_of_few_runs_wait_for_the_held_out_loss(
     n: int, batch_size: int, cool_after: int, patience: int, monkeypatch: pytest.MonkeyPatch
@@ -114,7 +114,7 @@ def test_affine_layers_of_few_runs_wait_for_the_held_out_loss(
 @pytest.mark.parametrize(
     ("flow", "n", "batch_size", "epochs", "warm_epochs"),
     [
-        ("maf", 1000, 50, 30, 15),
+        ("maf", 2000, 100, 30, 15),
         ("nsf", 100, 50, 300, 150),
         ("nsf", 2000, 100, 30, 15),
         ("maf", 20_000, 400, 30, 15),

@@ -13,7 +13,7 @@ lost 2 and .6 more. Four rounds of 250 runs of SLCP then gave a mean C2ST of .73
 on two moons (five observations each).
 
 How long: splines over a number of epochs that is known, their rate falling linearly to zero, and so affine
-layers from 1000 runs on. Beside waiting for the held-out loss to rest, two networks in four rounds (mean of
+layers from 2000 runs on. Beside waiting for the held-out loss to rest, two networks in four rounds (mean of
 -log q at runs from exact posterior draws, CPU seconds of training on one machine):
 
     two moons, 10,000      3 layers, waiting -4.3125, 45 s;  3 layers -4.3132, 18 s;  2 layers -4.3127, 13 s
@@ -50,7 +50,7 @@ _FEW_ENTRIES = 16  # of x, up to which splines are affordable
 _BATCHES, _SMALLEST, _LARGEST = 20, 50, 400  # of an epoch, and rows in one
 _RATE = 1.6e-2  # of learning, at first
 _LAYERS = {"nsf": 2, "maf": 3}
-_MANY = 1000  # runs, from which affine layers are trained as splines are: for
+_MANY = 2000  # runs, from which affine layers are trained as splines are: for
 _EPOCHS, _WARM_EPOCHS = 30, 15  # networks that go on for half of it
 _SPLINES_DECAY = 0.01  # of weights
 _COOL_AFTER, _PATIENCE = 3, 8  # epochs, where they are not known, of
