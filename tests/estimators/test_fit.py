@@ -167,8 +167,8 @@ def test_ensembles_average_densities(fit):
     average = each.detach().double().exp().mean(0).log()
     torch.testing.assert_close(values(fitted, theta, x).double(), average, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(iid, each_iid.logsumexp(0) - math.log(3))
-    # the first member is what a fit of one network gives
-    assert torch.equal(each[0], values(fit(theta, x), theta, x))
+    # the first member is what a fit of one network gives, up to how processors round what is stacked
+    torch.testing.assert_close(each[0], values(fit(theta, x), theta, x), rtol=1e-4, atol=1e-4)
 
 
 def test_ensembles_draw_from_every_member():
