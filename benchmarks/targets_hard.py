@@ -191,12 +191,12 @@ def box_pair() -> Target:
 
 
 def cut() -> Target:
-    """Ten narrow modes in a box in ten dimensions, each cut in three directions by sides."""
+    """Ten narrow modes in a box in ten dimensions, each cut by a side."""
     with seeded(61):
-        centres = 0.15 + 0.7 * torch.rand(10, 10, dtype=torch.float64)
-        cuts = torch.rand(10, 10).argsort(1)[:, :3]
-        sides = torch.randint(2, (10, 3)) + 0.1 * torch.rand(10, 3, dtype=torch.float64) - 0.05
-        sds = 0.05 + 0.05 * torch.rand(10, dtype=torch.float64)
+        centres = 0.2 + 0.6 * torch.rand(10, 10, dtype=torch.float64)
+        cuts = torch.rand(10, 10).argsort(1)[:, :1]
+        sides = torch.randint(2, (10, 1)) + 0.06 * torch.rand(10, 1, dtype=torch.float64) - 0.03
+        sds = 0.03 + 0.02 * torch.rand(10, dtype=torch.float64)
     weights = [0.18, 0.16, 0.14, 0.12, 0.1, 0.08, 0.07, 0.06, 0.05, 0.04]
     return _in_a_box("cut_d10", centres.scatter(1, cuts, sides), sds, weights)
 
