@@ -118,6 +118,9 @@ def test_affine_layers_of_few_runs_wait_for_the_held_out_loss(
         ("nsf", 100, 50, 300, 150),
         ("nsf", 2000, 100, 30, 15),
         ("maf", 20_000, 400, 30, 15),
+        ("maf", 40_000, 400, 30, 15),
+        ("nsf", 75_000, 750, 30, 15),
+        ("nsf", 120_000, 1000, 30, 15),
     ],
 )
 def test_others_are_trained_for_a_number_of_steps_that_is_known(

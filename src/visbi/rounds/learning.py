@@ -47,7 +47,8 @@ __all__ = ["FEWEST_KEPT", "Learning", "learning_set", "usable_runs"]
 FEWEST_KEPT = 50
 """Runs that a likelihood is learnt from."""
 _FEW_ENTRIES = 16  # of x, up to which splines are affordable
-_BATCHES, _SMALLEST, _LARGEST = 20, 50, 400  # of an epoch, and rows in one
+_FEW_BATCHES, _MANY_BATCHES = 20, 100  # of an epoch, while batches are
+_SMALLEST, _USUAL, _LARGEST = 50, 400, 1000  # rows at least; at most with few, and with many of them
 _RATE = 1.6e-2  # of learning, at first
 _LAYERS = {"nsf": 2, "maf": 3}
 _MANY = 2000  # runs, from which affine layers are trained as splines are: for
@@ -116,7 +117,8 @@ class Learning:
 
 def _options(n: int, *, splines: bool, warm: bool) -> TrainingOptions:
     """For n runs; `warm` networks go on from earlier ones, and the next round from where this one ends."""
-    batch_size = min(max(n // _BATCHES, _SMALLEST), _LARGEST)
+    largest = min(max(n // _MANY_BATCHES, _USUAL), _LARGEST)
+    batch_size = min(max(n // _FEW_BATCHES, _SMALLEST), largest)
     longer = max(1.0, _STEPS * batch_size / n)
     if not splines and n < _MANY:
         return TrainingOptions(
