@@ -78,6 +78,27 @@ def test_where_weights_are_unsound_a_q_of_that_x_is_found(monkeypatch):
     assert isinstance(posterior._state, AmortizedFit)
 
 
+def test_where_more_draws_weigh_otherwise_than_the_certificate_s_a_q_of_that_x_is_found(monkeypatch):
+    found = []
+    fit_auto = amortized.fit_auto
+    monkeypatch.setattr(amortized, "fit_auto", lambda *args: found.append(args[1]) or fit_auto(*args))
+    seen = []
+
+    def late(theta, x):
+        """The prior at first, and something far out which the first draws say nothing of."""
+        seen.append(len(theta))
+        more = 20.0 if sum(seen) > amortized.POOL else 0.0
+        return PRIOR.log_prob(theta) + more * (theta.sum(-1) > 4.0)
+
+    posterior = like_the_prior(late)
+    seen.clear()
+    assert posterior.sample((20_000,), torch.zeros(1, 2), correct=True).shape == (20_000, 2)
+    assert len(found) == 1
+    seen.clear()
+    posterior.sample((100,), torch.zeros(1, 2), correct=True)  # these do not ask for more
+    assert len(found) == 1
+
+
 def test_draws_that_nothing_certifies_are_said_aloud(monkeypatch):
     posterior = like_the_prior()
 

@@ -31,7 +31,7 @@ from visbi.core.logs import log_sum_exp
 from visbi.core.losses import within_reach
 from visbi.core.random import fresh_seed, seeded
 from visbi.core.types import LogDensity
-from visbi.correcting import POOL, corrected, pool_for
+from visbi.correcting import POOL, corrected, fell, grown, pool_for
 from visbi.fitting.auto import fit_auto
 from visbi.fitting.config import INIT_DRAWS, TrainOptions
 from visbi.fitting.single import Problem
@@ -141,8 +141,10 @@ def corrected_at_each(
         for draws, report in zip(some, _reports(fit, some), strict=True):
             here = fit.at(fit.x[len(columns)][None])
             seed = fresh_seed()
-            if report.status in GOOD:
-                column = corrected(_enough(draws, shape.numel(), here, potential, seed), shape, seed)
+            good = report.status in GOOD
+            draws = _enough(draws, shape.numel(), here, potential, seed) if good else draws
+            if good and not fell(draws):
+                column = corrected(draws, shape, seed)
             else:
                 column, report = _refined(shape, here, problem, seed)
                 poor += [len(columns)] if report.status not in GOOD else []
@@ -162,10 +164,7 @@ def _enough(
 ) -> WeightedDraws:
     """Those draws and as many more of the same q as n corrected ones need."""
     with seeded(seed + 1):
-        while (needed := draws.needed(n)) > len(draws.theta):
-            (more,) = next(_weighed(fit, potential, needed - len(draws.theta)))
-            draws = draws.with_(_pooled(more, fit.share))
-    return draws
+        return grown(draws, n, lambda more: _pooled(next(_weighed(fit, potential, more))[0], fit.share))
 
 
 def _refined(shape: torch.Size, fit: AmortizedFit, problem: MakeProblem, seed: int) -> tuple[Tensor, Report]:

@@ -7,7 +7,7 @@ pool, and from which paper: `visbi.certificate.correction`.
 """
 
 import warnings
-from dataclasses import replace
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from visbi.core.random import seeded
 from visbi.core.types import LogDensity
 from visbi.fitting.state import AmortizedFit, AutoFit, SingleFit
 
-__all__ = ["POOL", "corrected", "in_pieces", "pool", "pool_for", "weighted_draws"]
+__all__ = ["POOL", "corrected", "fell", "grown", "in_pieces", "pool", "pool_for", "weighted_draws"]
 
 POOL = 16_384
 """Draws that corrected ones are taken from, at least."""
@@ -64,9 +64,8 @@ def pool_for(n: int, fit: SingleFit | AutoFit, log_p: LogDensity, seed: int) -> 
     with seeded(seed):
         draws = pool(fit, log_p)
     with seeded(seed + 1):
-        while (needed := draws.needed(n)) > len(draws.theta) and not _fell(draws):
-            draws = pool(replace(fit, draws=draws), log_p, needed)
-    if _fell(draws):
+        draws = grown(draws, n, lambda more: weighted_draws(fit, log_p, max(more, MIN_DRAWS)))
+    if fell(draws):
         before, after = (f"{d.n_effective:.0f} of {len(d.theta)}" for d in (draws.first(POOL), draws))
         warnings.warn(
             f"Corrected draws: the effective sample size fell from {before} draws of q to {after} when more "
@@ -77,7 +76,14 @@ def pool_for(n: int, fit: SingleFit | AutoFit, log_p: LogDensity, seed: int) -> 
     return draws
 
 
-def _fell(draws: WeightedDraws) -> bool:
+def grown(draws: WeightedDraws, n: int, fresh: Callable[[int], WeightedDraws]) -> WeightedDraws:
+    """A pool, and after it as many `fresh` draws as n corrected ones need; none once it `fell`."""
+    while (needed := draws.needed(n)) > len(draws.theta) and not fell(draws):
+        draws = draws.with_(fresh(needed - len(draws.theta)))
+    return draws
+
+
+def fell(draws: WeightedDraws) -> bool:
     """Whether all draws are worth less than half of what the first ones, a certificate's, are."""
     return len(draws.theta) > POOL and draws.n_effective < _FALLEN * draws.first(POOL).n_effective
 

@@ -51,8 +51,18 @@ _FITS = 0.1  # sd of ell - log q, in nats, of what fits closely enough,
 _USABLE = 8  # of its draws at least
 
 
+def _matched(target: Target, starts: Tensor, cov: Tensor) -> Mixture:
+    """Gaussians matched from starts (1, K, d), all of equal weight and all of them.
+
+    `refine.matched` keeps of those alike the one of the highest ELBO, whose noise prefers a worse fit.
+    """
+    batch = max(2 * target.dim, 32)
+    match = match_gaussian(target, starts[0], cov[0], batch=batch, max_iters=_ITERS)
+    return Mixture.of(torch.zeros_like(match.elbo)[None], match.loc[None], match.cov[None])
+
+
 def with_hidden(
-    target: Target, q: Mixture, z: Tensor, ell: Tensor, *, by: float, matched: Matching | None = None
+    target: Target, q: Mixture, z: Tensor, ell: Tensor, *, by: float, matched: Matching = _matched
 ) -> Mixture | None:
     """q with the modes to which what it leaves unexplained leads; None where no component fits.
 
@@ -62,7 +72,7 @@ def with_hidden(
         z, ell: where to begin beside draws around q (1, N, d) and the target there (1, N), -inf for what need
             not be looked at.
         by: nats by which ell - log q - log Z is too much.
-        matched: how Gaussians are matched; None is to scores (`match_gaussian`).
+        matched: how Gaussians are matched; to scores, where nothing else is said.
 
     Returns:
         A mixture whose first components are those of q; its weights are those that it turns out to have.
@@ -89,7 +99,6 @@ def with_hidden(
     log_mass, fits = _masses(target, q)
     if not bool(fits.any()):
         return None
-    matched = _matched if matched is None else matched
     around = _outwards(replace(q, log_weights=log_mass).only(fits))
     z, ell = torch.cat([z, around], 1), torch.cat([ell, target.value(around)], 1)
     for _ in range(_TURNS):
@@ -219,16 +228,6 @@ def _at_summits(target: Target, ends: Tensor) -> tuple[Tensor, Tensor]:
     """
     found = above(target, ends, torch.ones_like(ends[..., 0]))
     return found.z, found.cov
-
-
-def _matched(target: Target, starts: Tensor, cov: Tensor) -> Mixture:
-    """Gaussians matched from starts (1, K, d), all of equal weight and all of them.
-
-    `refine.matched` keeps of those alike the one of the highest ELBO, whose noise prefers a worse fit.
-    """
-    batch = max(2 * target.dim, 32)
-    match = match_gaussian(target, starts[0], cov[0], batch=batch, max_iters=_ITERS)
-    return Mixture.of(torch.zeros_like(match.elbo)[None], match.loc[None], match.cov[None])
 
 
 def _unlike(q: Mixture, new: Mixture) -> Mixture | None:

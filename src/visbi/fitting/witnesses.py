@@ -28,7 +28,6 @@ from visbi.fitting.mixture import defended, local_covariances, spread_out
 from visbi.fitting.pool import Proposal, Trial
 from visbi.fitting.refine import around, matched
 from visbi.fitting.summits import above
-from visbi.fitting.target import FlatTarget
 from visbi.fitting.uphill import starts_at, too_low, tops
 
 __all__ = [
@@ -303,9 +302,7 @@ def hidden_in_box(
     What is found is added to `base`, or to q.
     """
     none = torch.zeros_like(log_z)
-    if not _searchable(now) or now.target.dim < _DIMENSIONS or FlatTarget.of(now.target) is None:
-        return none
-    if now.target.budget.left < _ROOM * _IN_A_BOX:
+    if now.target.dim < _DIMENSIONS or not _searchable(now) or now.target.budget.left < _ROOM * _IN_A_BOX:
         return none
     new = in_boxes(now.target, q if base is None else base, *_points(now), by=_LOW)
     return none if new is None else _weighed_there(now, q, new, now.all(), log_z, trial, base)
