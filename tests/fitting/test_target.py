@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from torch.distributions import MultivariateNormal
+from torch.distributions import Gamma, Independent, LogNormal, MultivariateNormal
 
 from family_cases import box_prior, mixed_prior, positive_prior, real_prior, simplex_prior
 from visbi.fitting import target as module
-from visbi.fitting.target import Target, is_usable, log_standard_normal
+from visbi.fitting.target import ManyTargets, Target, is_usable, log_standard_normal
 from visbi.priors import coordinates
 
 
@@ -125,3 +125,16 @@ def test_a_potential_in_float32():
     value, gradient = target.value_and_gradient(torch.full((1, 2), 0.1).double())
     assert value.dtype == gradient.dtype == torch.float64
     assert math.isclose(float(value), -0.02, rel_tol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dist", [LogNormal, Gamma])  # by the exponential of a normal, and by torch's map
+def test_where_theta_is_larger_than_numbers_are_there_is_nothing(dtype, dist):
+    """theta is the largest number there, whatever z, and log|dtheta/dz| alone would rise for ever."""
+    coords = coordinates(Independent(dist(torch.ones(1, dtype=dtype), torch.ones(1, dtype=dtype)), 1))
+    target = Target(lambda theta: -theta.log().square().sum(-1), coords)
+    many = ManyTargets(lambda theta, which: -theta.log().square().sum(-1), coords, 1)
+    far = torch.tensor([[[1.0], [1e3], [1e6], [1e20]]]).double()
+    for value in (target.value(far), many.value(far), target.value_and_gradient(far)[0]):
+        assert is_usable(value).tolist() == [[True, False, False, False]]
+    assert target.n_nonfinite == 0 and target.value_and_gradient(far)[1][0, 1:].eq(0).all()

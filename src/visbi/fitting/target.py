@@ -75,6 +75,7 @@ class Target:
 
     def _begin(self, coords: Coordinates, budget: Budget | None, fits: int) -> None:
         self._coords = coords
+        self._may_overflow = not all(isinstance(block, UniformBlock) for block in coords.blocks)
         self.budget = Budget() if budget is None else budget
         self.dim, self.fits = coords.dim_z, fits
         self.tally = Tally.of(fits)
@@ -181,7 +182,12 @@ class Target:
     def _evaluate(self, z: Tensor) -> Tensor:
         """ell (F, M) at z (F, M, d)."""
         theta, ladj = self._coords.to_theta(z[0])
-        return (self._log_p(theta).double() + ladj)[None]
+        return self._over_z(self._log_p(theta), theta, ladj)[None]
+
+    def _over_z(self, log_p: Tensor, theta: Tensor, ladj: Tensor) -> Tensor:
+        """ell (...), nothing where theta (..., D) is larger than numbers are."""
+        ell = log_p.double() + ladj
+        return torch.where(self._coords.overflows(theta), _FLOOR, ell) if self._may_overflow else ell
 
     def _clean(self, value: Tensor, *, whole: bool) -> Tensor:
         """`value` (F, M) above the floor, and a count of what is not finite; `whole` says that all is."""
@@ -313,4 +319,5 @@ class ManyTargets(Target):
     def _evaluate(self, z: Tensor) -> Tensor:
         theta, ladj = self._coords.to_theta(z.flatten(0, 1))
         theta = theta.reshape(*z.shape[:2], -1)
-        return self._joint(theta, self._which.to(theta.device)).double() + ladj.reshape(z.shape[:2])
+        log_p = self._joint(theta, self._which.to(theta.device))
+        return self._over_z(log_p, theta, ladj.reshape(z.shape[:2]))

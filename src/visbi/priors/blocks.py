@@ -25,7 +25,7 @@ _Z_MAX = 8.1  # beyond it 1 - Phi(z) is lost to float64 rounding
 _U_MIN = 0.5 * math.erfc(_Z_MAX / math.sqrt(2))
 _U_MAX = 1 - 2**-53
 _TINY = 1e-300
-_LOG_MAX = 700.0  # exp of more is infinite in float64
+_LOG_MAX = 709.78  # exp of more is infinite in float64
 
 
 class Block(nn.Module):

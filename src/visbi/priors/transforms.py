@@ -38,6 +38,7 @@ from visbi.priors.supports import bounds, has_support, inside, support_of
 __all__ = ["Coordinates", "CoordinatesTransform", "coordinates", "mcmc_transform"]
 
 _DRAWS = 4096  # prior draws from which location and scale are read where no closed form exists
+_LARGEST = 0.9  # of what a dtype can hold: as good as all of it
 _ROUND_TRIP = 1e-2  # relative to the prior's spread
 
 
@@ -77,6 +78,14 @@ class Coordinates(nn.Module):
         parts = [b.to_theta(piece) for b, piece in zip(self._blocks(), pieces, strict=True)]
         theta = torch.cat([p[0] for p in parts], dim=-1).to(self.dtype)
         return theta.clamp(self.low, self.high), sum((p[1] for p in parts[1:]), parts[0][1])
+
+    def overflows(self, theta: Tensor) -> Tensor:
+        """Where theta (..., D) stands for more than its dtype can hold, (...) bool.
+
+        There theta is the largest number whatever z is, but log|dtheta/dz| goes on rising, and a density over
+        z would rise with it.
+        """
+        return (theta.abs() > _LARGEST * torch.finfo(theta.dtype).max).any(-1)
 
     def to_z(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """z (..., d) in float64 and log|dtheta/dz| (...) at it, from theta (..., D) in the support.
