@@ -5,6 +5,8 @@ r"""The automatic fit beside the reference draws that the SBI benchmark carries,
     gaussian_mixture          D = 2, theta ~ U([-10, 10]^2), x from N(theta, I) or N(theta, .01 I)
     two_moons, slcp           as in `amortized_tasks.py`
     bernoulli_glm             D = 10, spikes y_t ~ Bernoulli(sigmoid(V theta)_t), t = 1 ... 100
+    sir                       D = 2, log-normal; infected of 1,000 tested every 17 days of an epidemic
+    lotka_volterra            D = 4, log-normal; prey and predators every 2.1 years, log-normal errors of .1
 
 Its tasks with raw spikes and with distractors have the posteriors of those above. Observations 1 to 3 of its
 ten are used. 2000 draws, as they come and of q alone, against as many of the 10,000 reference draws.
@@ -29,7 +31,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
+from torch.distributions import (
+    Binomial,
+    Distribution,
+    Independent,
+    LogNormal,
+    MultivariateNormal,
+    Normal,
+)
 
 from amortized_tasks import amortized_task, glm_precision
 from auto_fit import source_state
@@ -37,9 +46,12 @@ from step_time import processor
 from visbi import BoxUniform, VIPosterior
 from visbi.certificate import c2st
 from visbi.core.random import seeded
+from visbi.simulators.zoo.lotka_volterra import log_populations
 
 HERE = Path(__file__).parent
 OBSERVATIONS, SEEDS, DRAWS = (1, 2, 3), (0, 1, 2), 2000
+_DAYS, _STEPS = 17.0, 34  # between visits of an epidemic, and of its solver
+_YEARS = 2.1  # between counts of prey and predators
 _COLUMNS = (
     "task",
     "fits",
@@ -83,6 +95,38 @@ def _bernoulli(theta: Tensor, x: Tensor, files: Path) -> Tensor:
     return (x * drive - torch.nn.functional.softplus(drive)).sum(-1)
 
 
+def _epidemic(theta: Tensor, x: Tensor, _: Path) -> Tensor:
+    """A million people, one infected: dS/dt = -b S I, dI/dt = b S I - c I in shares of all."""
+    contact, recovery = theta.double().unbind(-1)
+
+    def slope(log_s: Tensor, log_i: Tensor) -> tuple[Tensor, Tensor]:
+        return -contact * log_i.exp(), contact * log_s.exp() - recovery
+
+    log_s = torch.full_like(contact, math.log1p(-1e-6))
+    log_i, infected = torch.full_like(contact, math.log(1e-6)), []
+    for _visit in range(x.shape[-1]):
+        infected.append(log_i)
+        for _step in range(_STEPS):  # Runge-Kutta of order four
+            h = _DAYS / _STEPS
+            one = slope(log_s, log_i)
+            two = slope(log_s + h / 2 * one[0], log_i + h / 2 * one[1])
+            three = slope(log_s + h / 2 * two[0], log_i + h / 2 * two[1])
+            four = slope(log_s + h * three[0], log_i + h * three[1])
+            log_s, log_i = (
+                y + h / 6 * (a + 2 * b + 2 * c + d)
+                for y, a, b, c, d in zip((log_s, log_i), one, two, three, four, strict=True)
+            )
+    share = torch.stack(infected, -1).exp().nan_to_num(0.0).clamp(1e-30, 1 - 1e-12)
+    return Binomial(1000, share, validate_args=False).log_prob(x.double()).sum(-1)
+
+
+def _predators(theta: Tensor, x: Tensor, _: Path) -> Tensor:
+    """Thirty prey and one predator at first; a year of the solver's is 2.1 of theirs."""
+    start = torch.tensor([30.0, 1.0]).to(theta).expand(len(theta), 2)
+    mean = log_populations(torch.cat([_YEARS * theta, start], 1), x.shape[-1] // 2 - 1).mT.flatten(1)
+    return -0.5 * ((x.double().log() - mean) / 0.1).square().sum(-1)
+
+
 def _as_amortised(name: str) -> Known:
     """A task that amortised fits are measured on, too."""
     task = amortized_task(name)
@@ -105,7 +149,13 @@ def tasks() -> dict[str, Known]:
             _bernoulli,
             "observation_raw.csv",
         ),
+        "sir": Known(_log_normal([math.log(0.4), math.log(0.125)], [0.5, 0.2]), _epidemic),
+        "lotka_volterra": Known(_log_normal([-0.125, -3.0, -0.125, -3.0], [0.5] * 4), _predators),
     }
+
+
+def _log_normal(loc: list[float], scale: list[float]) -> Distribution:
+    return Independent(LogNormal(torch.tensor(loc), torch.tensor(scale)), 1)
 
 
 def observed(files: Path, known: Known, number: int) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ import torch
 
 from visbi.families.gaussians import Mixture
 from visbi.fitting.climbing import Group
+from visbi.fitting.newton import newton
 from visbi.fitting.refine import matched
 from visbi.fitting.summits import above
 
@@ -26,8 +27,9 @@ def at_summits(now: Group) -> Mixture:
         BudgetReached: the target's budget is used up.
     """
     if now.ends is None:
-        now.ends = above(now.target, now.starts, now.usable.double())
+        now.ends = newton(now.target, above(now.target, now.starts, now.usable.double()))
     ends = now.ends
     if now.seen is not None:
-        ends = ends.with_(above(now.target, now.seen.z, torch.ones_like(now.seen.ell)))
+        others = above(now.target, now.seen.z, torch.ones_like(now.seen.ell))
+        ends = ends.with_(newton(now.target, others))
     return matched(now.target, ends.z, ends.cov)

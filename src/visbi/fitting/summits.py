@@ -15,12 +15,14 @@ from visbi.core.rows import picked
 from visbi.fitting.mixture import spread_out
 from visbi.fitting.target import Target
 
-__all__ = ["Summits", "above", "summits"]
+__all__ = ["GAIN", "Summits", "above", "on_the_line", "summits"]
 
 _CLIMBERS = 8  # ascents from points of one kind
 _STEPS = 160  # of an ascent, at most
 _LENGTHS = 4.0 ** torch.arange(3, -5, -1)  # of steps that are tried, in quasi-Newton steps
-_GAIN, _STILL = 1e-4, 3  # an ascent that gains less nats, so many times in a row, is there
+GAIN = 1e-4
+"""Nats that are next to nothing."""
+_STILL = 3  # an ascent that gains less, so many times in a row, is there
 _FAR = 1.0  # prior sds: the longest first step, and longest one without a curvature
 _SLOPES = 64  # of the potential, at least, that its scales are guessed from
 _LEAST_SLOPE = 1e-12  # of the largest
@@ -127,26 +129,22 @@ class _Climbers:
 def _step(target: Target, now: _Climbers, metric: Tensor) -> _Climbers:
     """All of them one step further, or as they are."""
     z, ell, gradient, inverse = now.z, now.ell, now.gradient, now.inverse
-    fits, k, d = z.shape
     direction = (inverse @ gradient[..., None])[..., 0]
-    step = _lengths(target, z, ell, gradient, direction)[..., None] * direction[:, :, None]
-    new_ell, new_gradient = target.value_and_gradient((z[:, :, None] + step).flatten(1, 2))
-    highest = new_ell.reshape(fits, k, 2).max(-1)
-    step, new_gradient = (_chosen(t.reshape(fits, k, 2, d), highest.indices) for t in (step, new_gradient))
-    better = highest.values > ell
-    gain = torch.where(better, highest.values - ell, 0.0)
+    step, new_ell, new_gradient = on_the_line(target, z, ell, gradient, direction)
+    better = new_ell > ell
+    gain = torch.where(better, new_ell - ell, 0.0)
     learnt, inverse = _updated(inverse, step, gradient - new_gradient, now.fresh, metric)
     lost = ~better & ~now.fresh  # along a direction that does not rise: begin anew from the slope alone
     step = torch.where(better[..., None], step, 0.0)
     gradient = torch.where(better[..., None], new_gradient, gradient)
     return _Climbers(
         z=z + step,
-        ell=torch.where(better, highest.values, ell),
+        ell=torch.where(better, new_ell, ell),
         gradient=gradient,
         inverse=torch.where(lost[..., None, None], _no_longer(metric, gradient), inverse),
-        cov=torch.where((better & learnt & (gain > _GAIN))[..., None, None], inverse, now.cov),
+        cov=torch.where((better & learnt & (gain > GAIN))[..., None, None], inverse, now.cov),
         fresh=(now.fresh & ~learnt) | lost,
-        still=torch.where(gain < _GAIN, now.still + 1, torch.zeros_like(now.still)),
+        still=torch.where(gain < GAIN, now.still + 1, torch.zeros_like(now.still)),
     )
 
 
@@ -165,6 +163,21 @@ def _metric(target: Target) -> Tensor:
     none = size[:, :1] <= 0
     size = torch.where(none, 1.0, torch.maximum(size, _LEAST_SLOPE * size[:, :1]))
     return (directions.mT / size[:, None]) @ directions
+
+
+def on_the_line(
+    target: Target, z: Tensor, ell: Tensor, gradient: Tensor, direction: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The best step (F, K, d) from z along a direction, and ell (F, K) and its slope after it.
+
+    It need not rise. Eight lengths are tried at once, and the top of the parabola through the best of them.
+    """
+    fits, k, d = z.shape
+    steps = _lengths(target, z, ell, gradient, direction)[..., None] * direction[:, :, None]
+    new_ell, slopes = target.value_and_gradient((z[:, :, None] + steps).flatten(1, 2))
+    highest = new_ell.reshape(fits, k, 2).max(-1)
+    step, slope = (_chosen(t.reshape(fits, k, 2, d), highest.indices) for t in (steps, slopes))
+    return step, highest.values, slope
 
 
 def _lengths(target: Target, z: Tensor, ell: Tensor, gradient: Tensor, direction: Tensor) -> Tensor:
