@@ -13,7 +13,7 @@ from torch import Tensor
 
 from auto_cases import KINDS, QUIET, auto, found, trained, two_modes
 from posterior_cases import OTHER, SD, SHORT, X, alone_and_seeded, box, fitted, log_p, made, real
-from visbi import FitError, RefittingPosterior, VIPosterior, VIPosteriorParameters
+from visbi import BoxUniform, FitError, RefittingPosterior, VIPosterior, VIPosteriorParameters
 from visbi.core.random import seeded
 from visbi.families.gaussian import GaussianBody
 from visbi.families.mixture import MixtureBody
@@ -84,6 +84,18 @@ def test_priors(name: str) -> None:
     torch.testing.assert_close(theta.std(0), sd.to(theta), atol=0.06, rtol=0)
     raw = posterior.sample((5,), correct=False)
     assert raw.dtype == theta.dtype and posterior.log_prob(raw).dtype == theta.dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_pole_at_a_corner(dtype: torch.dtype) -> None:
+    """Four Beta(.2, 3): the density is infinite at zero, where all draws ended, at 5e-324."""
+    each = td.Beta(torch.tensor(0.2).double(), torch.tensor(3.0).double(), validate_args=False)
+    prior = BoxUniform(torch.zeros(4, dtype=dtype), torch.ones(4, dtype=dtype))
+    posterior = VIPosterior(lambda theta, x: each.log_prob(theta.double()).sum(-1), prior, q="auto")
+    posterior.train(X, seed=0, **QUIET)
+    assert abs(posterior.report.log_evidence) < 0.03 and posterior.report.status in ("ok", "corrected")
+    theta = posterior.sample((4000,)).double()
+    assert (theta.mean(0) - 0.0625).abs().max() < 0.01 and len(theta.unique(dim=0)) > 3800
 
 
 def test_trials() -> None:

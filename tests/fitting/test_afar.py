@@ -1,15 +1,18 @@
 """Gaussians at summits: which ascents are made, and made once."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
-from visbi.fitting.afar import at_summits
+from visbi.fitting.afar import _all_met, at_summits
+from visbi.fitting.budget import Budget
 from visbi.fitting.climbing import ALONE, Group, Record
 from visbi.fitting.explore import Exploration
 from visbi.fitting.pool import Pool
-from visbi.fitting.summits import summits
+from visbi.fitting.summits import Summits, summits
 from visbi.fitting.target import Target, log_standard_normal
 from visbi.priors import coordinates
 
@@ -62,3 +65,36 @@ def test_what_is_kept_goes_with_the_fit() -> None:
     both = now.ends.with_(now.ends)
     assert both.ell.shape == (1, 16) and both.of_fits(torch.tensor([False])).z.shape == (0, 16, 3)
     assert float(now.ends.ell.max()) == pytest.approx(0.0, abs=1e-3)
+
+
+def test_as_many_ascents_as_it_takes_to_meet_all_of_several_summits() -> None:
+    """Of six, such as three labels that can be exchanged have, eight ascents leave out one or more."""
+    corners = torch.eye(3).double()
+    tops = torch.cat([corners, -corners])
+
+    def six(z: Tensor) -> Tensor:
+        return torch.stack([-5e3 * (z - top).square().sum(-1) for top in tops]).logsumexp(0)
+
+    torch.manual_seed(0)
+    target = Target(six, coordinates(Independent(Normal(torch.zeros(3).double(), 1.0), 1)))
+    z = torch.randn(1, 512, 3).double()
+    now = Group(target, [Record()], ALONE, Pool(target), starts=z, usable=torch.ones(1, 512).bool())
+    assert at_summits(now).loc.shape[1] == 6
+    assert now.ends is not None and now.ends.z.shape[1] == 64
+    few = Target(six, target._coords, Budget(2000))
+    at_summits(
+        replace(now, target=few, pool=Pool(few), ends=None)
+    )  # not where that would be the whole budget
+
+
+def test_how_many_are_enough() -> None:
+    """One summit by eight of them, two by fifteen: (k + 1) (k / (k + 1))^n < .01."""
+
+    def ends(*at: tuple[float, float, int]) -> Summits:
+        z, ell = (torch.tensor([row[i] for row in at for _ in range(row[2])]).double() for i in (0, 1))
+        return Summits(z[None, :, None], ell[None], torch.full((1, len(z), 1, 1), 1e-4).double())
+
+    assert not _all_met(ends((0.0, 0.0, 7))) and _all_met(ends((0.0, 0.0, 8)))
+    assert not _all_met(ends((0.0, 0.0, 7), (1.0, -20.0, 1)))  # one that ended far below
+    assert not _all_met(ends((0.0, 0.0, 13), (1.0, 0.0, 1)))
+    assert _all_met(ends((0.0, 0.0, 14), (1.0, 0.0, 1)))

@@ -9,7 +9,7 @@ from torch.distributions import Independent, LogNormal
 
 from prior_cases import PRIORS, Z_SCORES
 from visbi.core.devices import map_tensors
-from visbi.priors import coordinates
+from visbi.priors import BoxUniform, coordinates
 
 EVERY_PRIOR = pytest.mark.parametrize("case", PRIORS.values(), ids=PRIORS)
 EVERY_SCALE = pytest.mark.parametrize("z_score", Z_SCORES)
@@ -225,3 +225,12 @@ def test_theta_of_another_length():
     for theta in (torch.zeros(4, 1), torch.zeros(4, 2), torch.zeros(())):
         with pytest.raises(ValueError, match=r"^`theta`: expected shape \(\.\.\., 3\); got "):
             coords.to_z(theta)
+
+
+def test_a_box_s_lower_corner_is_as_near_as_numbers_are():
+    """Phi(-20) is 3e-89: a density with a pole at the corner has mass there, and theta must follow z."""
+    coords = coordinates(BoxUniform(torch.zeros(1).double(), torch.ones(1).double()))
+    z = torch.linspace(-37, 5, 500).double()[:, None]
+    theta, _ = coords.to_theta(z)
+    torch.testing.assert_close(theta[:, 0].log(), torch.special.log_ndtr(z[:, 0]), rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(coords.to_z(theta)[0], z, rtol=1e-7, atol=0)

@@ -31,6 +31,7 @@ from visbi.fitting.target import Target
 __all__ = [
     "COMPONENTS",
     "ENOUGH",
+    "HOPELESS",
     "Blend",
     "around",
     "from_particles",
@@ -58,7 +59,8 @@ ENOUGH = 0.8
 """Effective share that no refit need improve."""
 _EVENLY = 0.2  # of the mass of matched Gaussians
 _LEAST_WEIGHT = 1e-3  # of the mass, shared evenly by components that were weighed
-_HOPELESS = 14.0  # nats of local evidence below the best beyond which a matched Gaussian is dropped
+HOPELESS = 14.0
+"""Nats of local evidence below the best beyond which a matched Gaussian is dropped."""
 
 
 def matched(
@@ -97,7 +99,7 @@ def matched(
     match = match_gaussian(target, starts.flatten(0, 1), cov.flatten(0, 1), batch=batch, max_iters=max_iters)
     elbo = match.elbo.reshape(fits, k).nan_to_num(-torch.inf, -torch.inf, -torch.inf)
     best = elbo.amax(1, keepdim=True)
-    good = (elbo >= best - _HOPELESS) | ~torch.isfinite(best)
+    good = (elbo >= best - HOPELESS) | ~torch.isfinite(best)
     log_weights = torch.where(good, elbo.nan_to_num(neginf=0.0), -torch.inf)
     found = Mixture.of(log_weights, match.loc.reshape(fits, k, d), match.cov.reshape(fits, k, d, d))
     unlike = merged(found.only(good), elbo[:, good.any(0)], COMPONENTS)

@@ -16,7 +16,7 @@ from torch import Tensor
 from visbi.core.types import LogDensity
 from visbi.families.base import log_standard_normal
 from visbi.fitting.budget import Budget, BudgetReached
-from visbi.priors.blocks import UniformBlock
+from visbi.priors.blocks import UniformBlock, ndtr
 from visbi.priors.transforms import Coordinates
 
 __all__ = ["FlatTarget", "ManyTargets", "Target", "is_usable", "log_standard_normal"]
@@ -239,7 +239,7 @@ class FlatTarget(Target):
 
     def from_z(self, z: Tensor) -> Tensor:
         """y."""
-        return torch.where(self._boxed, (torch.special.ndtr(z) - 0.5) / _SD, z)
+        return torch.where(self._boxed, (ndtr(z) - 0.5) / _SD, z)
 
     def to_z(self, y: Tensor) -> Tensor:
         """z of y, or of the nearest y inside."""
