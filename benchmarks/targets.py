@@ -60,6 +60,7 @@ _HARD: dict[str, Callable[[], Target]] = {
     "shell_d20": lambda: heldout.shell(20, "hard"),
     "corner_d20": hard.corner,
     "growth_d4": hard.growth,
+    "stopping_d5": hard.stopping,
     "turned_d60": hard.turned,
     "eight_d20": hard.eight,
     "wide_pair_d5": hard.wide_pair,

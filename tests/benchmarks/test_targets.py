@@ -196,6 +196,7 @@ PARTS: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
     "schools_centred": lambda: schools_part(True),
     "schools_noncentred": lambda: schools_part(False),
     "growth_d4": lambda: fitted("growth_d4", 0.7),
+    "stopping_d5": lambda: fitted("stopping_d5", 0.7),
     "narrow_d50": lambda: mixture_part("narrow_d50", 0.8),
     "narrow_d8": lambda: mixture_part("narrow_d8"),
     "three_d20": lambda: mixture_part("three_d20", 0.8),
