@@ -23,10 +23,12 @@ from visbi.fitting.mixture import ALIKE, bhattacharyya
 from visbi.fitting.newton import newton
 from visbi.fitting.refine import HOPELESS, matched
 from visbi.fitting.summits import Summits, above, summits
+from visbi.fitting.target import Target
 
-__all__ = ["at_summits"]
+__all__ = ["at_small_scales", "at_summits"]
 
 _MOST = 64  # ascents from draws of the prior
+_SMALL, _SMALLEST, _STEPS = 64, 6.0, 40  # ascents from small scales, prior sds below the middle, and steps
 _CHANCE = 0.01  # of having left one out
 _ROOM = 4  # times what ascents have cost that must be left for as many more
 
@@ -46,6 +48,23 @@ def at_summits(now: Group) -> Mixture:
         others = above(now.target, now.seen.z, torch.ones_like(now.seen.ell))
         ends = ends.with_(newton(now.target, others))
     return matched(now.target, ends.z, ends.cov)
+
+
+def at_small_scales(target: Target) -> Summits:
+    """Ascents from where the positive entries of theta are up to a billion times smaller than a prior draw's.
+
+    Of a curve that saturates, under priors such as U(0, 10^5) for its height and its rate, draws of the prior
+    see the straight line that it is when both are huge, and nothing leads from there to where both are small
+    and the curve bends. Draws in which all of them are small by a common factor are on that side.
+
+    Raises:
+        BudgetReached: the target's budget is used up.
+    """
+    like = {"dtype": torch.float64, "device": target.device}
+    common = _SMALLEST * torch.rand(target.fits, _SMALL, 1, **like)
+    positive = torch.tensor(target.scales(), **like)
+    z = torch.randn(target.fits, _SMALL, target.dim, **like) - common * positive
+    return newton(target, summits(target, z, _STEPS))
 
 
 def _from_the_prior(now: Group) -> Summits:

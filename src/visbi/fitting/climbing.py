@@ -17,6 +17,7 @@ from visbi.fitting.moves import FIRST, MOVES
 from visbi.fitting.pool import Pool, Proposal, Trial
 from visbi.fitting.refine import POINTS, ROUNDS, TRIAL
 from visbi.fitting.summits import Summits
+from visbi.fitting.symmetry import Map
 from visbi.fitting.target import Target, log_standard_normal
 
 __all__ = ["ALONE", "SEARCHED", "SIDE_BY_SIDE", "Answer", "Effort", "Group", "Record"]
@@ -178,7 +179,9 @@ class Group:
         summit: Gaussians matched at the ends of ascents, where the prior is far too wide or particles did not
             arrive.
         ends: where ascents from the prior's draws ended, and
-        tops: those from particles of all temperatures.
+        tops: those from particles of all temperatures, and
+        small: those from small scales (`afar.at_small_scales`).
+        maps: symmetries of the posterior of one fit alone, once they were looked for.
     """
 
     target: Target
@@ -197,6 +200,8 @@ class Group:
     summit: Mixture | None = None
     ends: Summits | None = None
     tops: Summits | None = None
+    small: Summits | None = None
+    maps: list[Map] | None = None
 
     @property
     def alone(self) -> bool:
@@ -229,6 +234,8 @@ class Group:
             None if self.summit is None else self.summit.of_fits(which),
             None if self.ends is None else self.ends.of_fits(which),
             None if self.tops is None else self.tops.of_fits(which),
+            None if self.small is None else self.small.of_fits(which),
+            self.maps,
         )
 
     def parts(self, which: Tensor) -> tuple["Group | None", "Group | None"]:

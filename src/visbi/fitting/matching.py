@@ -19,7 +19,7 @@ from visbi.fitting.mixing import CLEAR, LITTLE, matched_from, refitted
 from visbi.fitting.mixture import defended, spread_out
 from visbi.fitting.pool import BELIEVED, Trial
 from visbi.fitting.verdicts import EVEN, SPARE, certified
-from visbi.fitting.witnesses import FEW, hidden_in_box, hides, missing, missing_at
+from visbi.fitting.witnesses import FEW, hidden_in_box, hides, mirrored, missing, missing_at
 
 __all__ = ["gaussian"]
 
@@ -97,6 +97,8 @@ def _unless_more(now: Group, rung: str, q: Mixture, *, spare: float) -> list[Gro
     missed = ~now.all()
     if now.start is not None:
         missed = missing_at(now, wide, defended(now.start), log_z) > FEW
+    if not bool(missed.all()):
+        missed = missed | (mirrored(now, wide, log_z, base=q) > FEW)
     if not bool(missed.all()):
         missed = missed | (missing(now, wide, log_z, enough=FEW) > FEW)
     if not bool(missed.all()):

@@ -23,7 +23,7 @@ from visbi.fitting.mixture import defended, local_covariances, spread_out
 from visbi.fitting.pool import UNSOUND, Trial
 from visbi.fitting.refine import COMPONENTS, ENOUGH, from_particles, matched, refined, weighed
 from visbi.fitting.verdicts import EVEN, SPARE, certified
-from visbi.fitting.witnesses import FEW, hidden_in_box, hides, missing_at_tops
+from visbi.fitting.witnesses import FEW, hidden_in_box, hides, mirrored, missing_at_tops
 
 __all__ = ["CLEAR", "LITTLE", "matched_from", "mixture", "prior_draws", "refitted"]
 
@@ -116,7 +116,9 @@ def _completed(now: Group, q: Mixture, trial: Trial) -> tuple[Mixture, Trial]:
     """q with modes where it has next to nothing."""
     for turn in range(_TIMES):
         wide = defended(q)
-        lacks = missing_at_tops(now, wide, trial.log_z, trial, base=q) > FEW
+        lacks = mirrored(now, wide, trial.log_z, base=q) > FEW
+        if not bool(lacks.all()):
+            lacks = missing_at_tops(now, wide, trial.log_z, trial, base=q) > FEW
         if not bool(lacks.all()):
             lacks = hidden_in_box(now, wide, trial.log_z, trial, base=q) > FEW
         if turn and not bool(lacks.all()) and bool((trial.share > CLEAR).all()):

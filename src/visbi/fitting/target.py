@@ -16,13 +16,14 @@ from torch import Tensor
 from visbi.core.types import LogDensity
 from visbi.families.base import log_standard_normal
 from visbi.fitting.budget import Budget, BudgetReached
-from visbi.priors.blocks import UniformBlock, ndtr
+from visbi.priors.blocks import CdfBlock, UniformBlock, ndtr
 from visbi.priors.transforms import Coordinates
 
 __all__ = ["FlatTarget", "ManyTargets", "Target", "is_usable", "log_standard_normal"]
 
 _FLOOR = -1e30
 _BATCH = 16_384
+_PROBES = (-1.5, 0.3, 1.1)  # prior sds at which priors are compared
 
 
 def is_usable(ell: Tensor) -> Tensor:
@@ -159,6 +160,28 @@ class Target:
             usable = torch.isfinite(value)[..., None] & torch.isfinite(gradient).all(-1, keepdim=True)
             gradient = torch.where(usable, gradient, torch.zeros_like(gradient))
         return self._clean(value, whole=whole).reshape(z.shape[:-1]), gradient.reshape(z.shape)
+
+    def alike(self) -> list[tuple[int, int]]:
+        """Pairs of entries of z that stand for entries of theta with the same prior."""
+        coords = self._coords
+        if coords.dim_theta != coords.dim_z:
+            return []
+        z = torch.tensor(_PROBES, dtype=torch.float64, device=self.device)[:, None].expand(-1, self.dim)
+        theta = coords.to_theta(z)[0]
+        same = (theta[:, :, None] == theta[:, None]).all(0)
+        return [(i, j) for i, j in same.nonzero().tolist() if i < j]
+
+    def scales(self) -> list[bool]:
+        """Which entries of z stand for a theta that is positive and whose prior does not say on what scale.
+
+        That is, a uniform one that begins at zero, or one with a density at zero: half-normal, half-Cauchy.
+        """
+        coords = self._coords
+        if coords.dim_theta != coords.dim_z:
+            return [False] * self.dim
+        low, up_to = coords.low.double(), torch.finfo(coords.dtype).tiny
+        kinds = [isinstance(b, UniformBlock | CdfBlock) for b in coords.blocks for _ in range(b.dim_z)]  # type: ignore[arg-type]
+        return [kind and 0 < each < up_to for kind, each in zip(kinds, low.tolist(), strict=True)]
 
     def inwards(self, loc: Tensor, cov: Tensor) -> Tensor:
         """Points loc (..., d), or near them, around which draws with these covariances can be used."""

@@ -4,12 +4,14 @@ Witnesses are the explorer's particles, the searched draws of the prior, and the
 much too low where they are, or where they lead uphill? (`missing`, `missing_of_points`); where ascents from
 particles of all temperatures end (`missing_at_tops`); what a closely matched q leaves unexplained (`hides`),
 in a box in theta itself (`hidden_in_box`), or Gaussians matched where another q's draws are (`unexplained`);
-and resampled draws, which the posterior's own moves should leave as they are (in `doubts`). Points are no
-proof of mass. So wherever some accuse q, a mixture is put there and drawn from, and what its draws weigh
-beyond what q's own draws find there is what q is missing (`missing_at`).
+images of q's own draws, where labels can be exchanged or signs turned (`mirrored`); and resampled draws,
+which the posterior's own moves should leave as they are (in `doubts`). Points are no proof of mass. So
+wherever some accuse q, a mixture is put there and drawn from, and what its draws weigh beyond what q's own
+draws find there is what q is missing (`missing_at`).
 """
 
 import math
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -18,7 +20,7 @@ from visbi.certificate.rows import cleaned, pareto_smooth
 from visbi.certificate.weights import resample
 from visbi.core.rows import picked
 from visbi.families.gaussians import Mixture
-from visbi.fitting.afar import at_summits
+from visbi.fitting.afar import at_small_scales, at_summits
 from visbi.fitting.boxes import in_boxes
 from visbi.fitting.budget import BudgetReached
 from visbi.fitting.climbing import Group
@@ -27,7 +29,8 @@ from visbi.fitting.hidden import beyond, with_hidden
 from visbi.fitting.mixture import defended, local_covariances, spread_out
 from visbi.fitting.pool import Proposal, Trial
 from visbi.fitting.refine import around, matched
-from visbi.fitting.summits import above
+from visbi.fitting.summits import Summits, above
+from visbi.fitting.symmetry import completed, symmetries
 from visbi.fitting.uphill import starts_at, too_low, tops
 
 __all__ = [
@@ -35,6 +38,7 @@ __all__ = [
     "doubts",
     "hidden_in_box",
     "hides",
+    "mirrored",
     "missing",
     "missing_at",
     "missing_at_tops",
@@ -57,12 +61,16 @@ _DIMENSIONS = 4  # from which draws of the prior that are searched may lead to f
 _ASCENTS, _STEPS = 128, 10  # from particles of all temperatures, and steps of each
 _EACH, _IN_A_BOX = 100, 16_384  # evaluations: of an ascent, and of a search in a box
 _ROOM = 4  # times these that a budget must leave
+_PROBED, _MAPPED = 4, 512  # draws of q that tell symmetries, and that are mapped by each of them
+_SCALES = 2  # positive parameters, from which all of them may be small together
+_MAPS = 4096  # evaluations of a search for symmetries
 
 
 def doubts(now: Group, q: Proposal, trial: Trial) -> list[list[str]]:
     """What speaks against each q beside its weights."""
     share = missing(now, q, trial.log_z, trial=trial)
     share = torch.maximum(share, missing_of_points(now, q, trial))
+    share = torch.maximum(share, mirrored(now, q, trial.log_z))
     if not bool((share > _MISSING).all()):
         share = torch.maximum(share, unexplained(now, q, trial))
     found: list[list[str]] = [
@@ -161,27 +169,32 @@ def _missing_uphill(now: Group, q: Proposal, log_z: Tensor, trial: Trial | None)
 def missing_at_tops(
     now: Group, q: Proposal, log_z: Tensor, trial: Trial | None = None, *, base: Mixture | None = None
 ) -> Tensor:
-    """(F,) mass at the ends of ascents from particles of all temperatures.
+    """(F,) mass at the ends of ascents from particles of all temperatures, and from small scales.
 
     Of ten narrow modes in ten dimensions a thousand particles lose one, or several, on their way. Before the
     last temperatures they still are all over the place, and an ascent from there costs a hundred
     evaluations; one that ends in a mode that q lacks accuses it. In few dimensions draws of the prior that
     are searched do. What is found is added to `base`, or to q.
     """
-    share, seen = torch.zeros_like(log_z), now.seen
-    if seen is None or seen.step is None or not (now.alone and now.gradient):
+    share = torch.zeros_like(log_z)
+    if not (now.alone and now.gradient) or now.target.budget.left < _ROOM * _ASCENTS * _EACH:
         return share
-    if now.target.dim < _DIMENSIONS or now.target.budget.left < _ROOM * _ASCENTS * _EACH:
-        return share
-    if now.tops is None:
+    if now.tops is None and (seen := now.seen) is not None and seen.step is not None:
         z = seen.history_z.movedim(0, 1).flatten(1, 2)
-        now.tops = above(now.target, z, torch.ones_like(z[..., 0]), _ASCENTS, _STEPS)
-    low = too_low(q, now.tops.z, now.tops.ell - log_z[:, None] - _LOW)
+        few = now.target.dim < _DIMENSIONS
+        now.tops = None if few else above(now.target, z, torch.ones_like(z[..., 0]), _ASCENTS, _STEPS)
+    if now.small is None and sum(now.target.scales()) >= _SCALES:
+        now.small = at_small_scales(now.target)
+    ends = [each for each in (now.tops, now.small) if each is not None]
+    if not ends:
+        return share
+    ends = reduce(Summits.with_, ends)
+    low = too_low(q, ends.z, ends.ell - log_z[:, None] - _LOW)
     there = low.any(1)
     if not bool(there.any()):
         return share
-    weights = torch.where(there[:, None], low.to(now.tops.z), 1.0)
-    local = matched(now.target, *starts_at(now.target, now.tops.z, weights))
+    weights = torch.where(there[:, None], low.to(ends.z), 1.0)
+    local = matched(now.target, *starts_at(now.target, ends.z, weights))
     return _weighed_there(now, q, local, there, log_z, trial, base)
 
 
@@ -306,6 +319,33 @@ def hidden_in_box(
         return none
     new = in_boxes(now.target, q if base is None else base, *_points(now), by=_LOW)
     return none if new is None else _weighed_there(now, q, new, now.all(), log_z, trial, base)
+
+
+def mirrored(now: Group, q: Proposal, log_z: Tensor, *, base: Mixture | None = None) -> Tensor:
+    """(F,) mass, relative to what q has, that q lacks in an image of itself: see `symmetry`.
+
+    `base`, or q, is completed by all images.
+    """
+    share = torch.zeros_like(log_z)
+    if not now.alone or now.target.fits > 1 or now.target.budget.left < _ROOM * _MAPS:
+        return share
+    z, log_q = q.draw(_MAPPED)
+    if now.maps is None:
+        few = z[:, : _MAPPED // 16]
+        best = now.target.value(few).topk(_PROBED).indices[0]
+        now.maps = symmetries(now.target, few[:, best])
+    for each in now.maps:
+        image = each.of(z)
+        low = (q.log_prob(image) < log_q - _LOW)[0]
+        if float(low.double().mean()) < FEW:
+            continue
+        lacks = (now.target.value(image[:, low]) - log_z[:, None] - log_q[:, low]).clamp_max(50.0).exp()
+        known = lacks.sum(1).square() > _WITNESSES * lacks.square().sum(1)
+        share = torch.maximum(share, torch.where(known, lacks.sum(1) / _MAPPED, 0.0))
+    base = q if base is None and isinstance(q, Mixture) else base
+    if base is not None and bool((share > FEW).all()):
+        now.elsewhere = completed(base, now.maps)
+    return share
 
 
 def unexplained(now: Group, q: Proposal, trial: Trial) -> Tensor:
