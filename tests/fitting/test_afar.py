@@ -80,7 +80,7 @@ def test_as_many_ascents_as_it_takes_to_meet_all_of_several_summits() -> None:
     z = torch.randn(1, 512, 3).double()
     now = Group(target, [Record()], ALONE, Pool(target), starts=z, usable=torch.ones(1, 512).bool())
     assert at_summits(now).loc.shape[1] == 6
-    assert now.ends is not None and now.ends.z.shape[1] == 64
+    assert now.ends is not None and now.ends.z.shape[1] == 32
     few = Target(six, target._coords, Budget(2000))
     at_summits(
         replace(now, target=few, pool=Pool(few), ends=None)

@@ -27,8 +27,9 @@ from visbi.fitting.target import Target
 
 __all__ = ["at_small_scales", "at_summits"]
 
-_MOST = 64  # ascents from draws of the prior
-_SMALL, _SMALLEST, _STEPS = 64, 6.0, 40  # ascents from small scales, prior sds below the middle, and steps
+_MOST, _FEWER = 32, 16  # ascents from draws of the prior, of one fit alone and of others
+_SMALL, _SMALLEST = 64, 6.0  # ascents from small scales, and prior sds that these are below the middle
+_STEPS = 10  # that all but the first ascents take before Newton's
 _CHANCE = 0.01  # of having left one out
 _ROOM = 4  # times what ascents have cost that must be left for as many more
 
@@ -72,9 +73,10 @@ def _from_the_prior(now: Group) -> Summits:
     weights, before = now.usable.double(), now.target.n_gradients + now.target.n_values
     found = newton(now.target, above(now.target, now.starts, weights))
     cost = now.target.n_gradients + now.target.n_values - before
-    while (n := found.z.shape[1]) < _MOST and now.target.budget.left > _ROOM * cost and not _all_met(found):
+    most = _MOST if now.alone else _FEWER
+    while (n := found.z.shape[1]) < most and now.target.budget.left > _ROOM * cost and not _all_met(found):
         more = picked(now.starts, torch.multinomial(weights, min(n, now.starts.shape[1])))
-        found, cost = found.with_(newton(now.target, summits(now.target, more))), 2 * cost
+        found, cost = found.with_(newton(now.target, summits(now.target, more, _STEPS))), 2 * cost
     return found
 
 

@@ -11,7 +11,6 @@ draws find there is what q is missing (`missing_at`).
 """
 
 import math
-from functools import reduce
 
 import torch
 from torch import Tensor
@@ -29,7 +28,7 @@ from visbi.fitting.hidden import beyond, with_hidden
 from visbi.fitting.mixture import defended, local_covariances, spread_out
 from visbi.fitting.pool import Proposal, Trial
 from visbi.fitting.refine import around, matched
-from visbi.fitting.summits import Summits, above
+from visbi.fitting.summits import above
 from visbi.fitting.symmetry import completed, symmetries
 from visbi.fitting.uphill import starts_at, too_low, tops
 
@@ -179,23 +178,36 @@ def missing_at_tops(
     share = torch.zeros_like(log_z)
     if not (now.alone and now.gradient) or now.target.budget.left < _ROOM * _ASCENTS * _EACH:
         return share
-    if now.tops is None and (seen := now.seen) is not None and seen.step is not None:
-        z = seen.history_z.movedim(0, 1).flatten(1, 2)
-        few = now.target.dim < _DIMENSIONS
-        now.tops = None if few else above(now.target, z, torch.ones_like(z[..., 0]), _ASCENTS, _STEPS)
-    if now.small is None and sum(now.target.scales()) >= _SCALES:
-        now.small = at_small_scales(now.target)
-    ends = [each for each in (now.tops, now.small) if each is not None]
-    if not ends:
+    if now.target.fits == 1 and sum(now.target.scales()) >= _SCALES:
+        share = _missing_at_small_scales(now, q, log_z, trial, base)
+    if now.seen is None or now.seen.step is None or now.target.dim < _DIMENSIONS or bool((share > FEW).all()):
         return share
-    ends = reduce(Summits.with_, ends)
-    low = too_low(q, ends.z, ends.ell - log_z[:, None] - _LOW)
+    if now.tops is None:
+        z = now.seen.history_z.movedim(0, 1).flatten(1, 2)
+        now.tops = above(now.target, z, torch.ones_like(z[..., 0]), _ASCENTS, _STEPS)
+    low = too_low(q, now.tops.z, now.tops.ell - log_z[:, None] - _LOW)
     there = low.any(1)
     if not bool(there.any()):
         return share
-    weights = torch.where(there[:, None], low.to(ends.z), 1.0)
-    local = matched(now.target, *starts_at(now.target, ends.z, weights))
-    return _weighed_there(now, q, local, there, log_z, trial, base)
+    weights = torch.where(there[:, None], low.to(now.tops.z), 1.0)
+    local = matched(now.target, *starts_at(now.target, now.tops.z, weights))
+    return torch.maximum(share, _weighed_there(now, q, local, there, log_z, trial, base))
+
+
+def _missing_at_small_scales(
+    now: Group, q: Proposal, log_z: Tensor, trial: Trial | None, base: Mixture | None
+) -> Tensor:
+    """(F,) mass at those ends of ascents from small scales that weigh most by Laplace's approximation."""
+    if now.small is None:
+        now.small = at_small_scales(now.target)
+    z, ell, cov = now.small.z, now.small.ell, now.small.cov
+    low = too_low(q, z, ell - log_z[:, None] - _LOW)
+    if not bool(low.any()):
+        return torch.zeros_like(log_z)
+    mass = torch.where(low, ell + 0.5 * torch.logdet(cov), -torch.inf)
+    most = mass[0].topk(min(2 * _STARTS, int(low.sum()))).indices
+    local = matched(now.target, z[:, most], cov[:, most])
+    return _weighed_there(now, q, local, now.all(), log_z, trial, base)
 
 
 def _weighed_there(
