@@ -69,4 +69,4 @@ def test_a_fit_and_the_page(tmp_path: Path) -> None:
 
 
 def test_all_tasks_are_there() -> None:
-    assert all(isinstance(known, Known) for known in tasks().values()) and len(tasks()) == 6
+    assert all(isinstance(known, Known) for known in tasks().values()) and len(tasks()) == 8

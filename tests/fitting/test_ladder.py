@@ -312,7 +312,7 @@ class TestRough:
         return (torch.cos(18 * theta) - 4 * theta.square()).sum(-1)
 
     def test_more_draws_are_taken_where_few_are_in_effect(self):
-        torch.manual_seed(0)
+        torch.manual_seed(1)
         report = climb(target_of(self.ripples, 8)).report
         assert report.status == "corrected" and report.rung == "a mixture"  # a flow would fit no better
         assert report.ess_fraction < 0.122 and report.ess >= 2000 and report.n_draws == 65_536

@@ -28,7 +28,8 @@ from visbi.fitting.target import Target
 __all__ = ["at_small_scales", "at_summits"]
 
 _MOST, _FEWER = 32, 16  # ascents from draws of the prior, of one fit alone and of others
-_SMALL, _SMALLEST = 64, 6.0  # ascents from small scales, and prior sds that these are below the middle
+_SMALL, _EACH = (16, 64), 256  # ascents from small scales: so many at least and at most, this over dimensions
+_SMALLEST = 6.0  # prior sds that they are below the middle
 _STEPS = 10  # that all but the first ascents take before Newton's
 _CHANCE = 0.01  # of having left one out
 _ROOM = 4  # times what ascents have cost that must be left for as many more
@@ -62,9 +63,10 @@ def at_small_scales(target: Target) -> Summits:
         BudgetReached: the target's budget is used up.
     """
     like = {"dtype": torch.float64, "device": target.device}
-    common = _SMALLEST * torch.rand(target.fits, _SMALL, 1, **like)
+    n = min(max(_EACH // target.dim, _SMALL[0]), _SMALL[1])
+    common = _SMALLEST * torch.rand(target.fits, n, 1, **like)
     positive = torch.tensor(target.scales(), **like)
-    z = torch.randn(target.fits, _SMALL, target.dim, **like) - common * positive
+    z = torch.randn(target.fits, n, target.dim, **like) - common * positive
     return newton(target, summits(target, z, _STEPS))
 
 
