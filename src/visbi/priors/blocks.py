@@ -172,8 +172,8 @@ def ndtr(z: Tensor) -> Tensor:
 
     There a density with a pole at a box's lower corner lives.
 
-    >>> ndtr(torch.tensor([0.0, -20.0]).double()).tolist()
-    [0.5, 2.7536241186062337e-89]
+    >>> 1e89 * ndtr(torch.tensor([-20.0]).double())
+    tensor([2.7536], dtype=torch.float64)
     """
     return 0.5 * torch.erfc(-math.sqrt(0.5) * z)
 
