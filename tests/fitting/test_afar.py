@@ -98,3 +98,12 @@ def test_how_many_are_enough() -> None:
     assert not _all_met(ends((0.0, 0.0, 7), (1.0, -20.0, 1)))  # one that ended far below
     assert not _all_met(ends((0.0, 0.0, 13), (1.0, 0.0, 1)))
     assert _all_met(ends((0.0, 0.0, 14), (1.0, 0.0, 1)))
+
+
+def test_where_few_starts_are_of_use() -> None:
+    torch.manual_seed(0)
+    now = group()
+    assert now.ends is None
+    now.usable = torch.arange(64)[None] < 3
+    now.starts[:, 3:] = torch.nan
+    assert at_summits(now).loc.shape[1] == 1

@@ -158,6 +158,11 @@ class TestMultipleIndependent:
         with pytest.raises(ValueError, match=r"^`dists`: expected at least one Distribution; got none$"):
             MultipleIndependent([])
 
+    def test_factors_that_are_not_in_a_list(self):
+        one = Normal(torch.zeros(1), torch.ones(1))
+        with pytest.raises(TypeError, match=r"^`dists`: expected a list of Distributions; got Normal$"):
+            MultipleIndependent(one, one)
+
     def test_something_else_as_a_factor(self):
         with pytest.raises(TypeError, match=r"^`dists\[1\]`: expected a torch Distribution; got float$"):
             MultipleIndependent([Normal(0.0, 1.0), 3.0])

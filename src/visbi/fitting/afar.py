@@ -77,7 +77,7 @@ def _from_the_prior(now: Group) -> Summits:
     cost = now.target.n_gradients + now.target.n_values - before
     most = _MOST if now.alone else _FEWER
     while (n := found.z.shape[1]) < most and now.target.budget.left > _ROOM * cost and not _all_met(found):
-        more = picked(now.starts, torch.multinomial(weights, min(n, now.starts.shape[1])))
+        more = picked(now.starts, torch.multinomial(weights, n, replacement=True))  # few may be usable
         found, cost = found.with_(newton(now.target, summits(now.target, more, _STEPS))), 2 * cost
     return found
 

@@ -69,7 +69,8 @@ def climb(
     if answer.report.rung == _NOWHERE:
         raise ValueError(
             "`potential_fn`: expected finite values at draws of the prior; got none at "
-            f"{target.n_values} of them (is x of the scale that the potential was trained on?)"
+            f"{target.n_values} of them (is x of the scale that the potential was trained on? "
+            "does a log_prob overflow in single precision?)"
         )
     return answer
 

@@ -90,6 +90,8 @@ class MultipleIndependent(Distribution):
         arg_constraints: Mapping[str, constraints.Constraint] | None = None,
         device: str | torch.device | None = None,
     ) -> None:
+        if isinstance(dists, Distribution):
+            raise TypeError(violation("dists", "a list of Distributions", type(dists).__name__))
         if not len(dists):
             raise ValueError(violation("dists", "at least one Distribution", "none"))
         self.dists = [_as_factor(i, d) for i, d in enumerate(dists)]
