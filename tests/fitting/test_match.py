@@ -135,3 +135,19 @@ def test_iterations_and_batch_are_as_asked():
     target = target_of(lambda theta: -theta.square().square().sum(-1), 3)
     match = match_gaussian(target, batch=17, max_iters=2)
     assert match.num_iters == 2 and target.n_gradients == 34
+
+
+def test_scales_that_differ_by_1e10() -> None:
+    """From the right covariance, or one twice as wide, to the right one: no eigh resolves their squares."""
+    generator = torch.Generator().manual_seed(0)
+    scales = torch.logspace(-10, 0, 40).double()
+    turn = torch.eye(40).double() + 0.1 * torch.randn(40, 40, generator=generator).double().tril(-1)
+    root = scales[torch.randperm(40, generator=generator), None] * turn
+
+    def log_p(z: torch.Tensor) -> torch.Tensor:
+        return -0.5 * torch.linalg.solve_triangular(root, z.T, upper=False).square().sum(0)
+
+    start = torch.stack([root @ root.T, 4 * root @ root.T])
+    match = match_gaussian(target_of(log_p, 40), torch.zeros(2, 40).double(), start)
+    known = scales.log().sum() + 20 * math.log(2 * math.pi)
+    torch.testing.assert_close(match.elbo, known.expand(2), rtol=0, atol=1e-3)

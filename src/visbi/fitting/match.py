@@ -72,28 +72,40 @@ def match_gaussian(
     like = {"dtype": torch.float64, "device": target.device}
     loc = torch.zeros(1, d, **like) if loc is None else loc
     cov = torch.eye(d, **like).expand(len(loc), d, d) if cov is None else cov
+    # in coordinates in which the start is N(0, I): scales may differ by 10^8, whose squares no eigh resolves
+    start, root = loc, _lower(cov)
+    loc, cov = torch.zeros_like(loc), torch.eye(d, **like).expand_as(cov)
     damping = torch.ones(len(loc), 1, 1, **like)
     elbo = torch.full((len(loc),), -torch.inf, **like)
     done = 0
     for t in range(max_iters):
         done = t + 1
-        tril, info = torch.linalg.cholesky_ex(cov)
-        plain = torch.diag_embed(cov.diagonal(dim1=-2, dim2=-1).clamp_min(1e-300).sqrt())
-        tril = torch.where((info == 0)[:, None, None], tril, plain)
+        tril = _lower(cov)
         u = torch.randn(len(loc), batch, d, **like)
-        z = loc[:, None] + u @ tril.mT
-        ell, scores = target.value_and_gradient(z)
-        log_q = -0.5 * u.square().sum(-1) - tril.diagonal(dim1=-2, dim2=-1).log().sum(-1, keepdim=True)
+        y = loc[:, None] + u @ tril.mT
+        ell, scores = target.value_and_gradient(start[:, None] + y @ root.mT)
+        log_det = (
+            (tril.diagonal(dim1=-2, dim2=-1) * root.diagonal(dim1=-2, dim2=-1)).log().sum(-1, keepdim=True)
+        )
+        log_q = -0.5 * u.square().sum(-1) - log_det
         elbo = (ell - log_q).mean(1) + 0.5 * d * torch.log(torch.tensor(2 * torch.pi, **like))
         rate = damping * batch * d / (t + 1)
-        new_loc, new_cov, good = _update(loc, cov, z, scores, rate)
+        new_loc, new_cov, good = _update(loc, cov, y, scores @ root, rate)
         change = _change(loc, cov, new_loc, new_cov)
         loc = torch.where(good[:, None], new_loc, loc)
         cov = torch.where(good[:, None, None], new_cov, cov)
         damping = torch.where(good[:, None, None], damping, 0.5 * damping)
         if bool((good & (change < _SETTLED)).all()):
             break
-    return Match(loc, cov, elbo, done)
+    loc = start + (root @ loc[..., None])[..., 0]
+    return Match(loc, _symmetric(root @ cov @ root.mT), elbo, done)
+
+
+def _lower(cov: Tensor) -> Tensor:
+    """Cholesky factors; the roots of the diagonal where there are none."""
+    tril, info = torch.linalg.cholesky_ex(cov)
+    plain = torch.diag_embed(cov.diagonal(dim1=-2, dim2=-1).clamp_min(1e-300).sqrt())
+    return torch.where((info == 0)[:, None, None], tril, plain)
 
 
 def _update(loc: Tensor, cov: Tensor, z: Tensor, g: Tensor, lam: Tensor) -> tuple[Tensor, Tensor, Tensor]:
