@@ -94,7 +94,7 @@ class VIPosterior:
     >>> def potential(theta, x_o):
     ...     return -0.5 * ((theta - x_o) / 0.5).square().sum(-1)
     >>> posterior = VIPosterior(potential, prior, q="gaussian")
-    >>> options = dict(learning_rate=0.05, max_num_iters=200, show_progress_bar=False)
+    >>> options = dict(learning_rate=0.05, max_num_iters=200, seed=0, show_progress_bar=False)
     >>> posterior = posterior.train(torch.zeros(1, 2), **options)
     >>> posterior.report.status
     'ok'
