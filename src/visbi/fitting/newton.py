@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from visbi.fitting.summits import GAIN, Summits, on_the_line
+from visbi.fitting.summits import GAIN, Climbers, Summits, on_the_line
 from visbi.fitting.target import Target
 
 __all__ = ["newton"]
@@ -29,28 +29,14 @@ _WIDEST, _STEEPER = 3.0, 1e10  # scales in prior sds at most; curvatures, by the
 
 
 @dataclass(frozen=True)
-class _Climbers:
-    """Ascents on their way: where they are (F, K, d), L (F, K, d, d), and steps in a row without a gain."""
+class _Climbers(Climbers):
+    """Newton's: where they are (F, K, d), L (F, K, d, d), and steps in a row without a gain."""
 
     z: Tensor
     ell: Tensor
     gradient: Tensor
     root: Tensor
     still: Tensor
-
-    def only(self, which: Tensor) -> "_Climbers":
-        """The ascents `which`, (K,) bool, of every fit."""
-        return _Climbers(*(part[:, which] for part in self._parts()))
-
-    def put(self, which: Tensor, others: "_Climbers") -> "_Climbers":
-        """With others in the place of those `which`."""
-        parts = [part.clone() for part in self._parts()]
-        for part, new in zip(parts, others._parts(), strict=True):
-            part[:, which] = new
-        return _Climbers(*parts)
-
-    def _parts(self) -> tuple[Tensor, ...]:
-        return self.z, self.ell, self.gradient, self.root, self.still
 
 
 def newton(target: Target, found: Summits, steps: int = _STEPS) -> Summits:

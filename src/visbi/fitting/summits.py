@@ -6,7 +6,8 @@ evaluated at once; an ascent that has arrived costs nothing more. Gaussians are 
 (`afar`); in Pathfinder (Zhang, Carpenter, Gelman, Vehtari. JMLR 2022) they are the Gaussians.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from visbi.core.rows import picked
 from visbi.fitting.mixture import spread_out
 from visbi.fitting.target import Target
 
-__all__ = ["GAIN", "Summits", "above", "on_the_line", "summits"]
+__all__ = ["GAIN", "Climbers", "Summits", "above", "on_the_line", "summits"]
 
 _CLIMBERS = 8  # ascents from points of one kind
 _STEPS = 160  # of an ascent, at most
@@ -94,8 +95,27 @@ def above(target: Target, z: Tensor, weights: Tensor, n: int = _CLIMBERS, steps:
 
 
 @dataclass(frozen=True)
-class _Climbers:
-    """Ascents on their way.
+class Climbers:
+    """Ascents on their way, all that is known of them as tensors (F, K, ...)."""
+
+    def only(self, which: Tensor) -> Self:
+        """The ascents `which`, (K,) bool, of every fit."""
+        return type(self)(*(part[:, which] for part in self._parts()))
+
+    def put(self, which: Tensor, others: Self) -> Self:
+        """With others in the place of those `which`."""
+        parts = [part.clone() for part in self._parts()]
+        for part, new in zip(parts, others._parts(), strict=True):
+            part[:, which] = new
+        return type(self)(*parts)
+
+    def _parts(self) -> list[Tensor]:
+        return [getattr(self, each.name) for each in fields(self)]
+
+
+@dataclass(frozen=True)
+class _Climbers(Climbers):
+    """Quasi-Newton ascents.
 
     Attributes:
         z, ell, gradient: where they are.
@@ -110,20 +130,6 @@ class _Climbers:
     cov: Tensor
     fresh: Tensor
     still: Tensor
-
-    def only(self, which: Tensor) -> "_Climbers":
-        """The ascents `which`, (K,) bool, of every fit."""
-        return _Climbers(*(part[:, which] for part in self._parts()))
-
-    def put(self, which: Tensor, others: "_Climbers") -> "_Climbers":
-        """With others in the place of those `which`."""
-        parts = [part.clone() for part in self._parts()]
-        for part, new in zip(parts, others._parts(), strict=True):
-            part[:, which] = new
-        return _Climbers(*parts)
-
-    def _parts(self) -> tuple[Tensor, ...]:
-        return self.z, self.ell, self.gradient, self.inverse, self.cov, self.fresh, self.still
 
 
 def _step(target: Target, now: _Climbers, metric: Tensor) -> _Climbers:
