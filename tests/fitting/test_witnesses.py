@@ -8,13 +8,14 @@ import torch
 from torch.distributions import MultivariateNormal
 
 from visbi.families.gaussians import Mixture
-from visbi.fitting import witnesses
+from visbi.fitting import weighing, witnesses
 from visbi.fitting.budget import Budget
 from visbi.fitting.climbing import ALONE, Group, Record
 from visbi.fitting.explore import Exploration
 from visbi.fitting.pool import Pool, Trial
 from visbi.fitting.target import Target
-from visbi.fitting.witnesses import doubts, missing_at, missing_at_tops, missing_of_points
+from visbi.fitting.weighing import missing_at
+from visbi.fitting.witnesses import doubts, missing_at_tops, missing_of_points
 from visbi.priors import coordinates
 
 PLACES = torch.tensor([[-2.0, 0.0], [2.0, 0.0]], dtype=torch.float64)
@@ -95,7 +96,7 @@ def test_a_difference_within_its_error_is_none(monkeypatch):
         return found
 
     assert sum(share > 0.02 for share in told()) <= 1
-    monkeypatch.setattr(witnesses, "_SURE", 0.0)
+    monkeypatch.setattr(weighing, "_SURE", 0.0)
     assert sum(share > 0.02 for share in told()) >= 5
 
 

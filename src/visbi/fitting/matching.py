@@ -19,7 +19,8 @@ from visbi.fitting.mixing import CLEAR, LITTLE, matched_from, refitted
 from visbi.fitting.mixture import defended, spread_out
 from visbi.fitting.pool import BELIEVED, Trial
 from visbi.fitting.verdicts import EVEN, SPARE, certified
-from visbi.fitting.witnesses import FEW, hidden_in_box, hides, mirrored, missing, missing_at
+from visbi.fitting.weighing import missing_at
+from visbi.fitting.witnesses import FEW, hidden_in_box, hides, mirrored, missing
 
 __all__ = ["gaussian"]
 

@@ -7,7 +7,7 @@ in a box in theta itself (`hidden_in_box`), or Gaussians matched where another q
 images of q's own draws, where labels can be exchanged or signs turned (`mirrored`); and resampled draws,
 which the posterior's own moves should leave as they are (in `doubts`). Points are no proof of mass. So
 wherever some accuse q, a mixture is put there and drawn from, and what its draws weigh beyond what q's own
-draws find there is what q is missing (`missing_at`).
+draws find there is what q is missing (`weighing`).
 """
 
 import math
@@ -31,6 +31,7 @@ from visbi.fitting.refine import around, matched
 from visbi.fitting.summits import above
 from visbi.fitting.symmetry import completed, symmetries
 from visbi.fitting.uphill import starts_at, too_low, tops
+from visbi.fitting.weighing import LOW, MISSING, missing_at
 
 __all__ = [
     "FEW",
@@ -39,7 +40,6 @@ __all__ = [
     "hides",
     "mirrored",
     "missing",
-    "missing_at",
     "missing_at_tops",
     "missing_of_points",
     "unexplained",
@@ -47,11 +47,8 @@ __all__ = [
 
 FEW = 5e-3
 """Share of the mass that may lie where q is much too low."""
-_LOW = math.log(20.0)  # nats by which q is much too low somewhere
 _ACCUSERS = 2  # particles; a mode of a few percent may have lost all but so many of its own on the way
 _WITNESSES = 20  # points in effect; fewer may be a tail's chance
-_MISSING = 0.02  # share of the mass beyond which an answer is in doubt
-_SURE, _MORE = 2.0, 4  # errors of a difference that is one, and times as many draws where it may be
 _LEFT = 1e-6  # of the mass, to q, however little it has beside what it lacks
 _BELOW, _BELOW_EACH = 3.0, 0.2  # nats that particles' evidence may lack, and more for each dimension
 _RESAMPLED, _STARTS = 1024, 8  # draws of q, and Gaussians matched at some of them
@@ -70,18 +67,18 @@ def doubts(now: Group, q: Proposal, trial: Trial) -> list[list[str]]:
     share = missing(now, q, trial.log_z, trial=trial)
     share = torch.maximum(share, missing_of_points(now, q, trial))
     share = torch.maximum(share, mirrored(now, q, trial.log_z))
-    if not bool((share > _MISSING).all()):
+    if not bool((share > MISSING).all()):
         share = torch.maximum(share, unexplained(now, q, trial))
     found: list[list[str]] = [
         [
             f"an independent exploration has seen about {100 * each / (1 + each):.1f} % of the "
             "posterior's mass where q has next to none. Run MCMC to be sure."
         ]
-        if each > _MISSING
+        if each > MISSING
         else []
         for each in share.tolist()
     ]
-    if bool((share > _MISSING).all()):
+    if bool((share > MISSING).all()):
         return found
     within = q.cov_within if isinstance(q, Mixture) else None
     try:
@@ -144,7 +141,7 @@ def _missing_near(
 ) -> Tensor:
     """(F,) mass around those of the points z (F, N, d) that say q is much too low."""
     share = torch.zeros_like(log_z)
-    low = too_low(q, z, ell - log_z[:, None] - _LOW)
+    low = too_low(q, z, ell - log_z[:, None] - LOW)
     accused = low.sum(1) >= _ACCUSERS
     if bool(accused.any()):
         local = defended(around(z[accused], low[accused].double()))
@@ -159,7 +156,7 @@ def _missing_uphill(now: Group, q: Proposal, log_z: Tensor, trial: Trial | None)
     A certificate's own draws are among them: of a needle beside a haystack few draws tell, each of great
     weight, and what they say of the mass is no measure (`missing_of_points`).
     """
-    local, there = tops(now.target, *_points(now), q, log_z, by=_LOW)
+    local, there = tops(now.target, *_points(now), q, log_z, by=LOW)
     if not bool(there.any()):
         return torch.zeros_like(log_z)
     return _weighed_there(now, q, local, there, log_z, trial)
@@ -185,7 +182,7 @@ def missing_at_tops(
     if now.tops is None:
         z = now.seen.history_z.movedim(0, 1).flatten(1, 2)
         now.tops = above(now.target, z, torch.ones_like(z[..., 0]), _ASCENTS, _STEPS)
-    low = too_low(q, now.tops.z, now.tops.ell - log_z[:, None] - _LOW)
+    low = too_low(q, now.tops.z, now.tops.ell - log_z[:, None] - LOW)
     there = low.any(1)
     if not bool(there.any()):
         return share
@@ -201,7 +198,7 @@ def _missing_at_small_scales(
     if now.small is None:
         now.small = at_small_scales(now.target)
     z, ell, cov = now.small.z, now.small.ell, now.small.cov
-    low = too_low(q, z, ell - log_z[:, None] - _LOW)
+    low = too_low(q, z, ell - log_z[:, None] - LOW)
     if not bool(low.any()):
         return torch.zeros_like(log_z)
     mass = torch.where(low, ell + 0.5 * torch.logdet(cov), -torch.inf)
@@ -252,57 +249,16 @@ def missing_of_points(now: Group, q: Proposal, trial: Trial) -> Tensor:
     Less what q's own draws, the trial, find there: that much their weights bring back.
     """
     log_z = trial.log_z[:, None]
-    low = too_low(q, now.pool.z, now.pool.ell - log_z - _LOW)
+    low = too_low(q, now.pool.z, now.pool.ell - log_z - LOW)
     somewhere = low.any(0)
     if not bool(somewhere.any()):
         return torch.zeros_like(trial.log_z)
     weights = (now.pool.log_w(somewhere) - log_z).clamp_max(50.0).exp() * low[:, somewhere]
     mass, squares = weights.sum(1), weights.square().sum(1)
     own = trial.log_w - log_z
-    own = torch.where(own > _LOW, own.exp(), 0.0).mean(1)
+    own = torch.where(own > LOW, own.exp(), 0.0).mean(1)
     known = mass.square() > _WITNESSES * squares
     return torch.where(known, (mass / low.shape[1] - own).clamp_min(0.0), 0.0)
-
-
-def missing_at(now: Group, q: Proposal, local: Mixture, log_z: Tensor, trial: Trial | None = None) -> Tensor:
-    """(F,) mass, relative to what q has, that draws of `local` find where q is much too low.
-
-    Each counts by local / (q + local): as one of so many draws, half of which are thought to be q's. What
-    the draws of q in `trial` find there, counted alike, is not missing: their weights bring it back. A
-    difference of the two within its error, after four times as many more draws, is none.
-    """
-    found = now.pool.draw(local, now.effort.witnesses)
-    if trial is None:
-        return _found(q, found, log_z)[0]
-    own, own_error = _brought_back(local, trial, log_z)
-
-    def lacking(found: Trial) -> tuple[Tensor, Tensor]:
-        share, error = _found(q, found, log_z)
-        return (share - own).clamp_min(0.0), _SURE * torch.hypot(error, own_error)
-
-    gap, noise = lacking(found)
-    if bool(((gap > _MISSING) & (gap < noise)).any()):
-        gap, noise = lacking(found.with_(now.pool.draw(local, _MORE * now.effort.witnesses)))
-    return torch.where(gap > noise, gap, 0.0)
-
-
-def _found(q: Proposal, found: Trial, log_z: Tensor) -> tuple[Tensor, Tensor]:
-    """(F,) mass that draws of a mixture find where q is much too low, and its standard error."""
-    log_q, log_z = q.log_prob(found.z), log_z[:, None]
-    log_w = found.ell - torch.logaddexp(log_q, found.log_q) - log_z
-    each = log_w.clamp_max(50.0).exp() * (found.ell - log_q - log_z > _LOW)
-    return each.mean(1), each.std(1) / math.sqrt(each.shape[1])
-
-
-def _brought_back(local: Mixture, trial: Trial, log_z: Tensor) -> tuple[Tensor, Tensor]:
-    """The same, of what q's own draws find at the same place."""
-    log_w = trial.log_w - log_z[:, None]
-    low = (log_w > _LOW).any(0)
-    part = torch.sigmoid(local.log_prob(trial.z[:, low]) - trial.log_q[:, low])
-    each = part * log_w[:, low].clamp_max(50.0).exp() * (log_w[:, low] > _LOW)
-    n = log_w.shape[1]
-    mean = each.sum(1) / n
-    return mean, ((each.square().sum(1) / n - mean.square()).clamp_min(0.0) / n).sqrt()
 
 
 def hides(now: Group, q: Mixture, log_z: Tensor) -> Tensor:
@@ -329,7 +285,7 @@ def hidden_in_box(
     none = torch.zeros_like(log_z)
     if now.target.dim < _DIMENSIONS or not _searchable(now) or now.target.budget.left < _ROOM * _IN_A_BOX:
         return none
-    new = in_boxes(now.target, q if base is None else base, *_points(now), by=_LOW)
+    new = in_boxes(now.target, q if base is None else base, *_points(now), by=LOW)
     return none if new is None else _weighed_there(now, q, new, now.all(), log_z, trial, base)
 
 
@@ -348,7 +304,7 @@ def mirrored(now: Group, q: Proposal, log_z: Tensor, *, base: Mixture | None = N
         now.maps = symmetries(now.target, few[:, best])
     for each in now.maps:
         image = each.of(z)
-        low = (q.log_prob(image) < log_q - _LOW)[0]
+        low = (q.log_prob(image) < log_q - LOW)[0]
         if float(low.double().mean()) < FEW:
             continue
         lacks = (now.target.value(image[:, low]) - log_z[:, None] - log_q[:, low]).clamp_max(50.0).exp()
@@ -396,7 +352,7 @@ def _with_hidden(now: Group, close: Mixture) -> Mixture | None:
     """A closely matched mixture with what is hidden beside it; None where that cannot be sought."""
     if not _searchable(now):
         return None
-    return with_hidden(now.target, close, *_points(now), by=_LOW)
+    return with_hidden(now.target, close, *_points(now), by=LOW)
 
 
 def _points(now: Group) -> tuple[Tensor, Tensor]:
