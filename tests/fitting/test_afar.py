@@ -92,12 +92,15 @@ def test_how_many_are_enough() -> None:
 
     def ends(*at: tuple[float, float, int]) -> Summits:
         z, ell = (torch.tensor([row[i] for row in at for _ in range(row[2])]).double() for i in (0, 1))
-        return Summits(z[None, :, None], ell[None], torch.full((1, len(z), 1, 1), 1e-4).double())
+        cov = torch.full((1, len(z), 1, 1), 1e-4).double()
+        return Summits(z[None, :, None], ell[None], cov, torch.ones(1, len(z), dtype=torch.bool))
 
     assert not _all_met(ends((0.0, 0.0, 7))) and _all_met(ends((0.0, 0.0, 8)))
     assert not _all_met(ends((0.0, 0.0, 7), (1.0, -20.0, 1)))  # one that ended far below
     assert not _all_met(ends((0.0, 0.0, 13), (1.0, 0.0, 1)))
     assert _all_met(ends((0.0, 0.0, 14), (1.0, 0.0, 1)))
+    rising = ends((0.0, 0.0, 1), (1.0, 0.0, 1))
+    assert not _all_met(rising) and _all_met(replace(rising, rests=torch.zeros(1, 2, dtype=torch.bool)))
 
 
 def test_where_few_starts_are_of_use() -> None:

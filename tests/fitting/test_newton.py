@@ -20,7 +20,9 @@ YEAR = torch.arange(1952.0, 2014.0).double()
 
 def from_(target: Target, z: Tensor) -> Summits:
     """Ascents that nobody has begun."""
-    return Summits(z, target.value(z), torch.eye(z.shape[-1]).to(z).expand(*z.shape, z.shape[-1]))
+    eye = torch.eye(z.shape[-1]).to(z)
+    none = torch.zeros(z.shape[:2], dtype=torch.bool)
+    return Summits(z, target.value(z), eye.expand(*z.shape, z.shape[-1]), none)
 
 
 @pytest.mark.parametrize("dim", [1, 2, 10, 40])

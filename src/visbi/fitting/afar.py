@@ -83,10 +83,13 @@ def _from_the_prior(now: Group) -> Summits:
 
 
 def _all_met(found: Summits) -> bool:
-    """Whether those not far below the highest are all of their kind, as far as chance goes."""
-    arrived = found.ell > found.ell.amax(1, keepdim=True) - HOPELESS
+    """Whether those not far below the highest are all of their kind, as far as chance goes.
+
+    Those that were still rising say nothing of summits, and more of them would not.
+    """
+    arrived = found.rests & (found.ell > found.ell.amax(1, keepdim=True) - HOPELESS)
     distance = bhattacharyya(Mixture.of(torch.zeros_like(found.ell), found.z, found.cov))
     together = ((distance < ALIKE) & arrived[:, None]).sum(-1)
     n, known = arrived.sum(1), (arrived / together.clamp_min(1)).sum(1)
     left_out = (known + 1).log() - n * (1 / known).log1p()
-    return bool((left_out < math.log(_CHANCE)).all())
+    return bool(((left_out < math.log(_CHANCE)) | (n == 0)).all())

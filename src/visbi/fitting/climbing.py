@@ -43,8 +43,8 @@ class Effort:
         inward: draws that are moved inwards: all of the prior's lie near one distance from its middle there,
             and the slopes that lead to a narrow mode may lie nearer.
         keep_look: whether they count among the points that mixtures are fitted to.
-        particles: of the explorer; `confirming` of them where a Gaussian already fits, and none where
-            the look's draws bear witness.
+        particles: of the explorer; `confirming` of them where a Gaussian already fits, half of these where
+            the prior is far too wide, and none where the look's draws bear witness.
         starts: from which Gaussians are matched, with
         start_batch, start_iters: draws in each of so many iterations; None is `refine.matched`'s own number.
         first_batch: the same for the Gaussian that is matched from the prior.

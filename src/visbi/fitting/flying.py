@@ -36,6 +36,7 @@ _STEPS = 200  # of a round
 _FEW, _MANY = 128, 192  # draws in a step of the first and the last round, and of those between
 _HOPELESS, _NEAR = 0.02, 0.1
 _ENOUGH, _ENOUGH_KHAT = 0.8, 0.5
+_WORTH = 0.4  # effective share with which a k-hat says little: of thousands of draws .9 to 1.3, of more .6
 _STALLED, _AWAY = 0.1, 0.5  # of KL(q | p) that a round has taken off at most, and nats that are left of it
 _FORWARD = 0.5
 
@@ -141,27 +142,31 @@ def _answered(now: Group, q: FlowProposal, trial: Trial, *, spare: float) -> Seq
         q = q.of_fits(sound)
         answered = certified(good, "a flow", q, spare=spare, more_to_come=True)
         left = good.parts(answered)[1]
-        rest = rest if left is None else [*rest, *patched(left, q.of_fits(~answered), spare=spare)]
+        if left is not None:
+            rest += patched(left, q.of_fits(~answered), spare=spare, near=True)
     return rest
 
 
 def _worth_a_certificate(trial: Trial) -> Tensor:
-    """(F,) by few draws, whose k-hat is noisy: where most of them are in effect, many are to say."""
-    return (trial.share > _HOPELESS) & ((trial.khat < UNSOUND) | (trial.share > _ENOUGH))
+    """(F,) by few draws, whose k-hat is noisy: where many of them are in effect, more are to say."""
+    return (trial.share > _HOPELESS) & ((trial.khat < UNSOUND) | (trial.share > _WORTH))
 
 
-def patched(now: Group, q: FlowProposal, *, spare: float, name: str = "a patched flow") -> Sequence[Group]:
+def patched(
+    now: Group, q: FlowProposal, *, spare: float, name: str = "a patched flow", near: bool = False
+) -> list[Group]:
     """Certificates of flows with Gaussians where they are too low; the fits that these do not answer.
 
     Args:
         now: the fits. q: their flows.
         spare: effective share of draws with which an answer is final.
         name: of what answers.
+        near: whether flows have failed by many draws alone: then patches are not judged by few.
     """
     blend = patch(now.pool, q)
     trial = now.pool.draw(blend, now.effort.trial)
     now.consider(name, blend, trial)
-    sound = _worth_a_certificate(trial)
+    sound = now.all() if near else _worth_a_certificate(trial)
     now.tell(~sound, lambda i: f"a flow had {trial.numbers(i)}")
     good, others = now.parts(sound)
     rest = [] if others is None else [others]

@@ -78,8 +78,9 @@ def _try_start(now: Group) -> None:
 
 def _only_a_gaussian(now: Group, q: Mixture, trial: Trial, *, clear: Tensor) -> Sequence[Group]:
     """Gaussians that fit where they are, the `clear` ones; those that only nearly do are refitted first."""
-    if now.target.dim <= _WIDE and now.effort.confirming:
-        now.explore(now.effort.confirming, moves=1)
+    if now.target.dim <= _WIDE and (n := now.effort.confirming):
+        # from far off they come by many temperatures, and are worse witnesses than ascents
+        now.explore(n // 2 if bool(now.far_too_wide().all()) else n, moves=1)
     good, nearly = now.parts(clear)
     rest = [] if good is None else _unless_more(good, _name(q), q.of_fits(clear), spare=CLEAR)
     if nearly is None:

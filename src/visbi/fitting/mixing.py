@@ -215,7 +215,9 @@ def _certified_mixture(now: Group, q: Mixture, trial: Trial, *, again: int) -> S
     others = others.parts(answered)[1]
     if others is None or again == 0:
         return [*rest, *([] if others is None else [others])]
-    bent = others.for_a_flow() & ~others.where(lambda record: record.doubted)
+    bent = others.for_a_flow()
+    if again == _AGAIN:  # what speaks against q beside its weights may be mended by one refit
+        bent &= ~others.where(lambda record: record.doubted)
     shaped, others = others.parts(bent)
     if shaped is not None:
         rest += _once_more(shaped, q.of_fits(bent), trial.of_fits(bent), again=again)

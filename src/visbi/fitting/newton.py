@@ -70,7 +70,7 @@ def newton(target: Target, found: Summits, steps: int = _STEPS) -> Summits:
         if not bool(climbing.any()):
             break
         everyone = everyone.put(climbing, _step(target, everyone.only(climbing)))
-    return Summits(everyone.z, everyone.ell, everyone.root @ everyone.root.mT)
+    return Summits(everyone.z, everyone.ell, everyone.root @ everyone.root.mT, everyone.still >= _STILL)
 
 
 def _step(target: Target, now: _Climbers) -> _Climbers:

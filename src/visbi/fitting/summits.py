@@ -36,11 +36,13 @@ class Summits:
     Attributes:
         z: (F, K, d). ell: (F, K) there; at a start that is of no use what the target says of such points.
         cov: (F, K, d, d) the inverse of the curvature, as far as the ascent has learnt it.
+        rests: (F, K) whether it ended because nothing more was gained. In the neck of a funnel none does.
     """
 
     z: Tensor
     ell: Tensor
     cov: Tensor
+    rests: Tensor
 
     def with_(self, other: "Summits") -> "Summits":
         """These and the others."""
@@ -48,11 +50,12 @@ class Summits:
             torch.cat([self.z, other.z], 1),
             torch.cat([self.ell, other.ell], 1),
             torch.cat([self.cov, other.cov], 1),
+            torch.cat([self.rests, other.rests], 1),
         )
 
     def of_fits(self, which: Tensor) -> "Summits":
         """Those of the fits `which`, (F,) bool."""
-        return Summits(self.z[which], self.ell[which], self.cov[which])
+        return Summits(self.z[which], self.ell[which], self.cov[which], self.rests[which])
 
 
 def summits(target: Target, z: Tensor, steps: int = _STEPS) -> Summits:
@@ -81,7 +84,7 @@ def summits(target: Target, z: Tensor, steps: int = _STEPS) -> Summits:
         if not bool(climbing.any()):
             break
         everyone = everyone.put(climbing, _step(target, everyone.only(climbing), metric))
-    return Summits(everyone.z, everyone.ell, everyone.cov)
+    return Summits(everyone.z, everyone.ell, everyone.cov, everyone.still >= _STILL)
 
 
 def above(target: Target, z: Tensor, weights: Tensor, n: int = _CLIMBERS, steps: int = _STEPS) -> Summits:

@@ -204,12 +204,14 @@ class Target:
 
     def _evaluate(self, z: Tensor) -> Tensor:
         """ell (F, M) at z (F, M, d)."""
+        z, lost = _numbers(z)
         theta, ladj = self._coords.to_theta(z[0])
-        return self._over_z(self._log_p(theta), theta, ladj)[None]
+        return self._over_z(self._log_p(theta), theta, ladj, lost)[None]
 
-    def _over_z(self, log_p: Tensor, theta: Tensor, ladj: Tensor) -> Tensor:
-        """ell (...), nothing where theta (..., D) is larger than numbers are."""
+    def _over_z(self, log_p: Tensor, theta: Tensor, ladj: Tensor, lost: Tensor | None) -> Tensor:
+        """ell (...), nothing where z was `lost`, and where theta (..., D) is larger than numbers are."""
         ell = log_p.double() + ladj
+        ell = ell if lost is None else torch.where(lost.reshape(ell.shape), _FLOOR, ell)
         return torch.where(self._coords.overflows(theta), _FLOOR, ell) if self._may_overflow else ell
 
     def _clean(self, value: Tensor, *, whole: bool) -> Tensor:
@@ -220,6 +222,18 @@ class Target:
         self.tally.nonfinite[self._which] += (~finite).sum(1).cpu()
         self.tally.broken[self._which] += (~finite & (value != -torch.inf)).sum(1).cpu()
         return torch.where(finite, value.clamp_min(_FLOOR), _FLOOR)
+
+
+def _numbers(z: Tensor) -> tuple[Tensor, Tensor | None]:
+    """z (F, M, d) with the prior's middle where it is no number, and where that was, (F, M); None: nowhere.
+
+    Moves along a slope of 1e30 end there. A potential is asked at points of the prior alone: one that checks
+    its arguments would raise.
+    """
+    if _all_finite(z.detach()):
+        return z, None
+    lost = ~torch.isfinite(z).all(-1)
+    return torch.where(lost[..., None], 0.0, z), lost
 
 
 def _all_finite(values: Tensor) -> bool:
@@ -340,7 +354,8 @@ class ManyTargets(Target):
         return fewer
 
     def _evaluate(self, z: Tensor) -> Tensor:
+        z, lost = _numbers(z)
         theta, ladj = self._coords.to_theta(z.flatten(0, 1))
         theta = theta.reshape(*z.shape[:2], -1)
         log_p = self._joint(theta, self._which.to(theta.device))
-        return self._over_z(log_p, theta, ladj.reshape(z.shape[:2]))
+        return self._over_z(log_p, theta, ladj.reshape(z.shape[:2]), lost)

@@ -24,9 +24,11 @@ from visbi.fitting.boxes import in_boxes
 from visbi.fitting.budget import BudgetReached
 from visbi.fitting.climbing import Group
 from visbi.fitting.drift import drift
+from visbi.fitting.frontier import outermost, walk
 from visbi.fitting.hidden import beyond, with_hidden
+from visbi.fitting.lines import along_axes
 from visbi.fitting.mixture import defended, local_covariances, spread_out
-from visbi.fitting.pool import Proposal, Trial
+from visbi.fitting.pool import Proposal, Trial, thinned
 from visbi.fitting.refine import around, matched
 from visbi.fitting.summits import above
 from visbi.fitting.symmetry import completed, symmetries
@@ -58,6 +60,10 @@ _ASCENTS, _STEPS = 128, 10  # from particles of all temperatures, and steps of e
 _EACH, _IN_A_BOX = 100, 16_384  # evaluations: of an ascent, and of a search in a box
 _ROOM = 4  # times these that a budget must leave
 _PROBED, _MAPPED = 4, 512  # draws of q that tell symmetries, and that are mapped by each of them
+_KNOWN, _ON_LINES = 2, 4096  # draws of q through which lines go, and points on all of them
+_TAILED = 0.2  # k-hat from which weights have a tail
+_OF_Q = 4096  # weighted draws that show where it ends
+_WALKERS, _ROUNDS = 128, 8  # chains from there
 _SCALES = 2  # positive parameters, from which all of them may be small together
 _MAPS = 4096  # evaluations of a search for symmetries
 
@@ -67,6 +73,8 @@ def doubts(now: Group, q: Proposal, trial: Trial) -> list[list[str]]:
     share = missing(now, q, trial.log_z, trial=trial)
     share = torch.maximum(share, missing_of_points(now, q, trial))
     share = torch.maximum(share, mirrored(now, q, trial.log_z))
+    if not bool((share > MISSING).all()):
+        share = torch.maximum(share, missing_at_ends(now, q, trial))
     if not bool((share > MISSING).all()):
         share = torch.maximum(share, unexplained(now, q, trial))
     found: list[list[str]] = [
@@ -156,7 +164,13 @@ def _missing_uphill(now: Group, q: Proposal, log_z: Tensor, trial: Trial | None)
     A certificate's own draws are among them: of a needle beside a haystack few draws tell, each of great
     weight, and what they say of the mass is no measure (`missing_of_points`).
     """
-    local, there = tops(now.target, *_points(now), q, log_z, by=LOW)
+    z, ell = _points(now)
+    if trial is not None and now.target.budget.left > _ROOM * _ON_LINES:
+        smooth = pareto_smooth(cleaned(trial.log_w))[0]
+        known = picked(trial.z, torch.stack([resample(row, _KNOWN) for row in smooth]))
+        line = along_axes(known, max(1, _ON_LINES // (_KNOWN * now.target.dim)))
+        z, ell = torch.cat([z, line], 1), torch.cat([ell, now.target.value(line)], 1)
+    local, there = tops(now.target, z, ell, q, log_z, by=LOW)
     if not bool(there.any()):
         return torch.zeros_like(log_z)
     return _weighed_there(now, q, local, there, log_z, trial)
@@ -241,6 +255,21 @@ def _sunk(now: Group, log_z: Tensor) -> bool:
 def _with_more(q: Mixture, local: Mixture, share: Tensor) -> Mixture:
     """q of one fit with what was found where it lacks so much, relative to what it has."""
     return q.with_(local, min(float(share[0] / (1 + share[0])), 1 - _LEFT))
+
+
+def missing_at_ends(now: Group, q: Proposal, trial: Trial) -> Tensor:
+    """(F,) mass to which chains walk from the outermost draws: see `frontier`.
+
+    Asked where the weights have a tail: where they have none, nothing goes on where q ends.
+    """
+    none = torch.zeros_like(trial.log_z)
+    if not (now.alone and now.gradient) or now.target.budget.left < _ROOM * _WALKERS * _ROUNDS:
+        return none
+    if not bool((trial.khat > _TAILED).any()):
+        return none
+    z, weights = thinned(trial.z, trial.log_w, _OF_Q)
+    seen = walk(now.target, *outermost(z, weights, _WALKERS), _ROUNDS)
+    return _missing_near(now, *seen, q, trial.log_z, trial)
 
 
 def missing_of_points(now: Group, q: Proposal, trial: Trial) -> Tensor:

@@ -1,5 +1,6 @@
 """From a prior to the blocks of its coordinates: in closed form, or standardised with draws."""
 
+import math
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.distributions import (
     Normal,
     Transform,
     Uniform,
+    VonMises,
 )
 
 from visbi.core.devices import map_tensors
@@ -71,6 +73,9 @@ def _closed_form(prior: Distribution, z_score: ZScore) -> Block | None:
         return AffineBlock(base.loc, base.scale.diag(), exp=True)
     if isinstance(base, Uniform):
         return UniformBlock(base.low, base.high)
+    if isinstance(base, VonMises):
+        turn = torch.full(base.batch_shape, math.pi, device=base.loc.device)
+        return UniformBlock(-turn, turn)
     return CdfBlock(base) if _invertible(base) else None
 
 

@@ -15,7 +15,7 @@ from torch.distributions import Distribution, Independent, Uniform, constraints
 from visbi.core.checks import violation
 from visbi.core.devices import move
 from visbi.core.types import Shape
-from visbi.priors.supports import product_of
+from visbi.priors.supports import drawn_from, product_of
 
 __all__ = ["BoxUniform", "MultipleIndependent", "as_prior"]
 
@@ -132,7 +132,7 @@ class MultipleIndependent(Distribution):
     @constraints.dependent_property(is_discrete=False, event_dim=1)
     def support(self) -> constraints.Constraint:  # type: ignore[override]
         """The product of the factors' supports."""
-        return product_of([d.support for d in self.dists], self.dims)  # type: ignore[misc]
+        return product_of([drawn_from(d) for d in self.dists], self.dims)  # type: ignore[misc]
 
 
 def _as_factor(index: int, dist: Any) -> Distribution:

@@ -4,12 +4,21 @@ import math
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Transform, biject_to, constraints
+from torch.distributions import Distribution, Independent, Transform, VonMises, biject_to, constraints
 
 from visbi.core.checks import violation
 from visbi.priors.simplex import StickBreaking
 
-__all__ = ["Product", "bijection_to", "bounds", "has_support", "inside", "product_of", "support_of"]
+__all__ = [
+    "Product",
+    "bijection_to",
+    "bounds",
+    "drawn_from",
+    "has_support",
+    "inside",
+    "product_of",
+    "support_of",
+]
 
 
 class Product(constraints.cat):
@@ -51,11 +60,26 @@ def support_of(prior: Distribution) -> constraints.Constraint:
     if not has_support(prior):
         cure = "a Distribution with `support` (or pass `theta_transform`)"
         raise ValueError(violation("prior", cure, f"{type(prior).__name__} without one"))
-    support = prior.support
+    support = drawn_from(prior)
     assert support is not None
     if support.is_discrete:
         raise ValueError(violation("prior", "a continuous distribution", repr(support)))
     return support
+
+
+def drawn_from(prior: Distribution) -> constraints.Constraint | None:
+    """`prior.support`; of a von Mises distribution the turn that its draws come from.
+
+    Its density is one on a turn, and repeats itself beyond, though torch calls its support real.
+
+    >>> from torch.distributions import VonMises
+    >>> drawn_from(VonMises(torch.zeros(2), torch.ones(2))).check(torch.tensor([-3.0, 9.0])).tolist()
+    [True, False]
+    """
+    if isinstance(prior, Independent) and prior.reinterpreted_batch_ndims:
+        base = drawn_from(prior.base_dist)
+        return None if base is None else constraints.independent(base, prior.reinterpreted_batch_ndims)
+    return constraints.interval(-math.pi, math.pi) if isinstance(prior, VonMises) else prior.support
 
 
 def has_support(prior: Distribution) -> bool:
@@ -68,9 +92,11 @@ def has_support(prior: Distribution) -> bool:
 
 def bijection_to(support: constraints.Constraint) -> Transform:
     """A bijection from R^d to `support`: torch's, or our own on a simplex; ValueError if there is none."""
-    mixture = isinstance(support, constraints.MixtureSameFamilyConstraint)
-    if mixture and _has_one_value(support.base_constraint):
-        return bijection_to(support.base_constraint)
+    entry = _entrywise(support)
+    if isinstance(entry, constraints.MixtureSameFamilyConstraint) and _has_one_value(entry.base_constraint):
+        base = entry.base_constraint
+        entries = support is not entry and support.reinterpreted_batch_ndims
+        return bijection_to(constraints.independent(base, entries) if entries else base)
     if isinstance(support, type(constraints.simplex)):
         return StickBreaking()
     try:

@@ -1,0 +1,76 @@
+r"""Walks outwards from the ends of q: into tails that go on, thin and bent or narrowing, where its draws stop.
+
+The draws of a q that ends too soon say nothing of what is beyond: their weights are sound, and there is no
+other mode to be found. Nor do the moves of an exploration get there, whose steps are as long as the posterior
+is wide: in the thin end of a tail they are refused. So chains begin at the outermost of the weighted draws,
+along the axes and the principal ones, and each of them moves in the scales of the draws next to where it began.
+Chains that have walked to where q has next to nothing accuse it; weighing what is there is the caller's.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from visbi.core.rows import picked
+from visbi.fitting.mixture import local_covariances
+from visbi.fitting.moves import root
+from visbi.fitting.target import Target
+
+__all__ = ["outermost", "walk"]
+
+_RANKS = 1, 4  # the outermost, and the so manieth
+_STEPS = 4  # of a Hamiltonian move
+
+
+def outermost(z: Tensor, weights: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """n starts (F, n, d) among the outermost of points z (F, N, d), and covariances (F, n, d, d) around them.
+
+    >>> z = torch.linspace(-1, 1, 101).double()[None, :, None]
+    >>> outermost(z, torch.full((1, 101), 1 / 101).double(), 4)[0].flatten().sort().values
+    tensor([-1.0000, -0.9400,  0.9400,  1.0000], dtype=torch.float64)
+    """
+    d = z.shape[-1]
+    centred = z - (weights[..., None] * z).sum(1, keepdim=True)
+    cov = (weights[..., None] * centred).mT @ centred
+    along = torch.cat([centred, centred @ torch.linalg.eigh(cov)[1]], 2)
+    both = torch.where((weights > 0)[..., None], torch.cat([along, -along], 2), -torch.inf)
+    ranked = both.topk(min(max(_RANKS), z.shape[1]), 1).indices
+    index = torch.cat([ranked[:, rank - 1] for rank in _RANKS], 1)
+    starts = picked(z, index[:, torch.arange(n) % index.shape[1]])
+    return starts, local_covariances(z, starts, max(4 * d, 40), weights)
+
+
+def walk(target: Target, z: Tensor, cov: Tensor, rounds: int) -> tuple[Tensor, Tensor]:
+    """Where chains from z (F, K, d), each in scales of its own (F, K, d, d), are after every round, and ell there.
+
+    Returns:
+        (F, rounds K, d) and (F, rounds K).
+
+    Raises:
+        BudgetReached: the target's budget is used up.
+    """
+    scale = root(cov.flatten(0, 1)).unflatten(0, cov.shape[:2])
+    ell, slope = target.value_and_gradient(z)
+    seen, values = [], []
+    for _ in range(rounds):
+        size = torch.empty_like(ell).uniform_(-3.0, 0.0).exp()[..., None] / target.dim**0.25
+        momentum = torch.randn_like(z)
+        before = ell - 0.5 * momentum.square().sum(-1)
+        new, new_ell, new_slope = z, ell, slope
+        momentum = momentum + 0.5 * size * _into(scale, new_slope)
+        for left in reversed(range(_STEPS)):
+            new = new + size * (scale @ momentum[..., None])[..., 0]
+            new_ell, new_slope = target.value_and_gradient(new)
+            momentum = momentum + (size if left else 0.5 * size) * _into(scale, new_slope)
+        log_ratio = new_ell - 0.5 * momentum.square().sum(-1) - before
+        moved = torch.rand_like(ell).log() < log_ratio.nan_to_num(-math.inf)
+        z, slope = (torch.where(moved[..., None], a, b) for a, b in ((new, z), (new_slope, slope)))
+        ell = torch.where(moved, new_ell, ell)
+        seen.append(z)
+        values.append(ell)
+    return torch.cat(seen, 1), torch.cat(values, 1)
+
+
+def _into(scale: Tensor, slope: Tensor) -> Tensor:
+    return (scale.mT @ slope[..., None])[..., 0]
