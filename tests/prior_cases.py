@@ -16,6 +16,7 @@ from torch.distributions import (
     HalfCauchy,
     HalfNormal,
     Independent,
+    InverseGamma,
     Laplace,
     LogNormal,
     MixtureSameFamily,
@@ -25,6 +26,7 @@ from torch.distributions import (
     SigmoidTransform,
     StudentT,
     TransformedDistribution,
+    VonMises,
     Weibull,
 )
 
@@ -63,7 +65,12 @@ PRIORS = {
         MultivariateNormal(torch.tensor([1.0, -2.0, 3.0]), scale_tril=TRIL), ("structured",)
     ),
     "log-normal": PriorCase(_joint(LogNormal(torch.tensor([0.0, 2.0]), SHAPES)), ANY_SCALE),
-    "gamma": PriorCase(_joint(Gamma(torch.tensor([0.5, 4.0]), ONES))),
+    "gamma": PriorCase(_joint(Gamma(torch.tensor([0.5, 4.0]), ONES)), ANY_SCALE),
+    "inverse gamma": PriorCase(_joint(InverseGamma(torch.tensor([0.5, 4.0]), ONES)), ANY_SCALE),
+    "von Mises": PriorCase(_joint(VonMises(torch.tensor([0.0, 2.0]), torch.tensor([0.5, 2.0])))),
+    "entrywise mixture": PriorCase(
+        _joint(MixtureSameFamily(Categorical(torch.ones(2, 2)), Normal(MEANS, torch.ones(2, 2))))
+    ),
     "exponential": PriorCase(_joint(Exponential(SHAPES)), ANY_SCALE),
     "half-cauchy": PriorCase(_joint(HalfCauchy(torch.tensor([1.0, 20.0]))), ANY_SCALE),
     "half-normal": PriorCase(_joint(HalfNormal(SHAPES)), ANY_SCALE),

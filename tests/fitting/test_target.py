@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from torch.distributions import Gamma, Independent, LogNormal, MultivariateNormal
+from torch.distributions import FisherSnedecor, Independent, LogNormal, MultivariateNormal
 
 from family_cases import box_prior, mixed_prior, positive_prior, real_prior, simplex_prior
 from visbi.fitting import target as module
@@ -128,7 +128,9 @@ def test_a_potential_in_float32():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("dist", [LogNormal, Gamma])  # by the exponential of a normal, and by torch's map
+@pytest.mark.parametrize(
+    "dist", [LogNormal, FisherSnedecor]
+)  # by the exponential of a normal, and by torch's map
 def test_where_theta_is_larger_than_numbers_are_there_is_nothing(dtype, dist):
     """theta is the largest number there, whatever z, and log|dtheta/dz| alone would rise for ever."""
     coords = coordinates(Independent(dist(torch.ones(1, dtype=dtype), torch.ones(1, dtype=dtype)), 1))
@@ -138,3 +140,16 @@ def test_where_theta_is_larger_than_numbers_are_there_is_nothing(dtype, dist):
     for value in (target.value(far), many.value(far), target.value_and_gradient(far)[0]):
         assert is_usable(value).tolist() == [[True, False, False, False]]
     assert target.n_nonfinite == 0 and target.value_and_gradient(far)[1][0, 1:].eq(0).all()
+
+
+def test_a_potential_is_never_asked_at_what_is_no_number():
+    """Moves along a slope of 1e30 end at NaN, and priors that check their arguments raise there."""
+    prior = box_prior(3)
+    target = Target(prior.log_prob, coordinates(prior))
+    z = torch.zeros(1, 4, 3).double()
+    z[0, 1, 0], z[0, 2, 1] = torch.nan, torch.inf
+    value, gradient = target.value_and_gradient(z)
+    assert is_usable(value).tolist() == [[True, False, False, True]]
+    assert (
+        bool(gradient.isfinite().all()) and is_usable(target.value(z)).tolist() == is_usable(value).tolist()
+    )

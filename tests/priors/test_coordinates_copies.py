@@ -102,7 +102,7 @@ def test_coordinates_with_a_map_of_ones_own(copied, prior, transform):
 
 
 def test_a_copy_shares_nothing_with_the_original():
-    coords = coordinates(PRIORS["gamma"].prior)
+    coords = coordinates(PRIORS["beta"].prior)
     z = torch.zeros(1, 2)
     before = coords.to_theta(z)[0]
     other = copy.deepcopy(coords)

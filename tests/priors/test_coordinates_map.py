@@ -213,10 +213,10 @@ def test_pushing_z_forward_gives_the_prior_density():
 
 def test_construction_leaves_the_global_generator_alone_and_is_repeatable():
     before = torch.get_rng_state()
-    first = coordinates(PRIORS["gamma"].prior)
+    first = coordinates(PRIORS["beta"].prior)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(99)
-    second = coordinates(PRIORS["gamma"].prior)
+    second = coordinates(PRIORS["beta"].prior)
     assert torch.equal(first.blocks[0].loc, second.blocks[0].loc)
 
 

@@ -1,9 +1,9 @@
-r"""Walks outwards from the ends of q: into tails that go on, thin and bent or narrowing, where its draws stop.
+r"""Walks outwards from the ends of q: into tails that go on, thin or bent, where its draws stop.
 
 The draws of a q that ends too soon say nothing of what is beyond: their weights are sound, and there is no
 other mode to be found. Nor do the moves of an exploration get there, whose steps are as long as the posterior
 is wide: in the thin end of a tail they are refused. So chains begin at the outermost of the weighted draws,
-along the axes and the principal ones, and each of them moves in the scales of the draws next to where it began.
+along the axes and the principal ones, and each moves in the scales of the draws next to where it began.
 Chains that have walked to where q has next to nothing accuse it; weighing what is there is the caller's.
 """
 
@@ -42,7 +42,12 @@ def outermost(z: Tensor, weights: Tensor, n: int) -> tuple[Tensor, Tensor]:
 
 
 def walk(target: Target, z: Tensor, cov: Tensor, rounds: int) -> tuple[Tensor, Tensor]:
-    """Where chains from z (F, K, d), each in scales of its own (F, K, d, d), are after every round, and ell there.
+    """Where chains are after every round, and ell there.
+
+    Args:
+        target: with a useful gradient.
+        z: (F, K, d), where they begin. cov: (F, K, d, d), the scales that each moves in.
+        rounds: Hamiltonian moves of each.
 
     Returns:
         (F, rounds K, d) and (F, rounds K).

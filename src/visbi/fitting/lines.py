@@ -1,9 +1,8 @@
 r"""Points on the lines through what is known, one along each axis.
 
-Where a model repeats itself, in a frequency by the spacing of the data, in a lag by a period, in the sign of a
-coefficient, a mode has fellows of the same shape that differ in one entry of theta, each a millionth of the
-prior. Draws of the prior meet few of them; hundreds of points on each line through a known mode meet those of
-a hundredth of the line.
+Where a model repeats itself, in a frequency by the spacing of the data, in a lag by a period, in a sign, a
+mode has fellows of the same shape that differ in one entry of theta, each a millionth of the prior. Draws of
+the prior meet few of them; hundreds of points on a line through a known mode meet those of a hundredth of it.
 """
 
 import torch

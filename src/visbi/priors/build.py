@@ -1,24 +1,32 @@
 """From a prior to the blocks of its coordinates: in closed form, or standardised with draws."""
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import (
     Distribution,
+    Gamma,
     Independent,
+    InverseGamma,
     LogNormal,
     MultivariateNormal,
     Normal,
     Transform,
     Uniform,
-    VonMises,
 )
 
 from visbi.core.devices import map_tensors
 from visbi.core.types import ZScore
-from visbi.priors.blocks import AffineBlock, BijectionBlock, Block, CdfBlock, UniformBlock, in_double
+from visbi.priors.blocks import (
+    AffineBlock,
+    BijectionBlock,
+    Block,
+    CdfBlock,
+    GammaBlock,
+    UniformBlock,
+    in_double,
+)
 from visbi.priors.distributions import MultipleIndependent
 from visbi.priors.supports import bijection_to, support_of
 
@@ -73,9 +81,8 @@ def _closed_form(prior: Distribution, z_score: ZScore) -> Block | None:
         return AffineBlock(base.loc, base.scale.diag(), exp=True)
     if isinstance(base, Uniform):
         return UniformBlock(base.low, base.high)
-    if isinstance(base, VonMises):
-        turn = torch.full(base.batch_shape, math.pi, device=base.loc.device)
-        return UniformBlock(-turn, turn)
+    if isinstance(base, Gamma | InverseGamma):
+        return GammaBlock(base.concentration, base.rate, isinstance(base, InverseGamma))
     return CdfBlock(base) if _invertible(base) else None
 
 

@@ -95,8 +95,7 @@ def bijection_to(support: constraints.Constraint) -> Transform:
     entry = _entrywise(support)
     if isinstance(entry, constraints.MixtureSameFamilyConstraint) and _has_one_value(entry.base_constraint):
         base = entry.base_constraint
-        entries = support is not entry and support.reinterpreted_batch_ndims
-        return bijection_to(constraints.independent(base, entries) if entries else base)
+        return bijection_to(base if support is entry else constraints.independent(base, 1))
     if isinstance(support, type(constraints.simplex)):
         return StickBreaking()
     try:

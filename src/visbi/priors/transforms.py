@@ -40,6 +40,7 @@ __all__ = ["Coordinates", "CoordinatesTransform", "coordinates", "mcmc_transform
 _DRAWS = 4096  # prior draws from which location and scale are read where no closed form exists
 _LARGEST = 0.9  # of what a dtype can hold: as good as all of it
 _ROUND_TRIP = 1e-2  # relative to the prior's spread
+_RETURN = 0.99  # share of draws that must come back
 
 
 class Coordinates(nn.Module):
@@ -185,7 +186,7 @@ def coordinates(
     else:
         blocks = blocks_of_prior(prior, draws, z_score)
     coords = Coordinates(blocks, support, draws.dtype).to(draws.device)
-    if _round_trips(coords, draws):
+    if _round_trips(coords, prior, draws):
         return coords
     warnings.warn(
         "The map between the prior's support and R^d does not return prior draws to where they were; "
@@ -235,9 +236,14 @@ def _draws(prior: Distribution) -> Tensor:
     return draws
 
 
-def _round_trips(coords: Coordinates, draws: Tensor) -> bool:
+def _round_trips(coords: Coordinates, prior: Distribution, draws: Tensor) -> bool:
+    """Whether draws come back, of those at which the prior has a density (a vague one's own may overflow)."""
     with torch.no_grad():
         back = coords.to_theta(coords.to_z(draws)[0])[0]
     q16, q84 = torch.quantile(draws.double(), torch.tensor([0.16, 0.84]).to(draws.double()), dim=0)
     error = (back - draws).abs().double() / (q84 - q16 + draws.abs().double())
-    return bool((error.nan_to_num(math.inf) < _ROUND_TRIP).double().mean() > 0.99)
+    good = error.nan_to_num(math.inf) < _ROUND_TRIP
+    if bool(good.double().mean() > _RETURN):
+        return True
+    dense = torch.isfinite(prior.log_prob(draws))
+    return bool(dense.any()) and bool(good[dense].double().mean() > _RETURN)

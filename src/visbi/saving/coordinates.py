@@ -12,7 +12,7 @@ from visbi.core.encoding import Given, Kind, WrongGiven
 from visbi.core.random import seeded
 from visbi.core.types import ZScore
 from visbi.priors import as_prior, coordinates
-from visbi.priors.blocks import AffineBlock, BijectionBlock, CdfBlock, UniformBlock
+from visbi.priors.blocks import AffineBlock, BijectionBlock, CdfBlock, GammaBlock, UniformBlock
 from visbi.priors.transforms import Coordinates, CoordinatesTransform
 from visbi.saving.modules import weights_of, with_weights
 
@@ -72,6 +72,12 @@ def _uniform(low: Tensor, width: Tensor) -> UniformBlock:
     return block
 
 
+def _gamma(concentration: Tensor, rate: Tensor, inverse: bool, dtype: torch.dtype) -> GammaBlock:
+    block = GammaBlock(concentration, rate, inverse)
+    block.dtype = dtype
+    return block
+
+
 def _bijection(
     link: Transform, dim_theta: int, dim_z: int, loc: Tensor, scale_tril: Tensor
 ) -> BijectionBlock:
@@ -96,6 +102,7 @@ COORDINATES = (
     _kind(AffineBlock, AffineBlock, "loc", "scale_tril", "exp"),
     _kind(UniformBlock, _uniform, "low", "width"),
     _kind(CdfBlock, CdfBlock, "dist"),
+    _kind(GammaBlock, _gamma, "concentration", "rate", "inverse", "dtype"),
     _kind(BijectionBlock, _bijection, "link", "dim_theta", "dim_z", "loc", "scale_tril"),
     Kind(
         "Coordinates",
