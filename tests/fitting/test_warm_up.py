@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.distributions import Independent, Normal
+from torch.distributions import Distribution, FisherSnedecor, Independent, Normal
 
 from family_cases import box_prior, positive_prior, real_prior, roughened, simplex_prior
 from visbi.families import FAMILY_NAMES, family_from, named_family
@@ -39,7 +39,12 @@ def test_with_the_defaults(name):
     assert (steps > 0) is (name in ("naf", "sospf", "gf", "mixture"))
 
 
-@pytest.mark.parametrize("prior", [positive_prior(2), simplex_prior(3)])
+def skewed_prior() -> Distribution:
+    """Positive, and without a cdf in torch."""
+    return Independent(FisherSnedecor(torch.tensor([2.0, 5.0]), torch.tensor([6.0, 9.0])), 1)
+
+
+@pytest.mark.parametrize("prior", [skewed_prior(), simplex_prior(3)])
 def test_priors_that_are_not_normal_in_coordinates(prior):
     family = named_family("nsf", coordinates(prior))
     before = kl_to(family, prior)

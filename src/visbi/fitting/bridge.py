@@ -22,6 +22,7 @@ from visbi.fitting.mixture import defended
 from visbi.fitting.pool import UNSOUND, Proposal
 from visbi.fitting.refine import Blend, from_particles, refined
 from visbi.fitting.verdicts import certified
+from visbi.fitting.witnesses import FEW, mirrored
 
 __all__ = ["ProposalBase", "bridge"]
 
@@ -100,6 +101,10 @@ def _mixture_to(now: Group, seen: Exploration, *, spare: float) -> bool:
     if isinstance(best, Mixture) and float(best_trial.merit) > float(trial.merit):
         q, trial = best, best_trial
     q, trial, _ = refined(now.pool, q, trial, rounds=2, n=now.effort.trial, points=now.effort.points)
+    if bool((mirrored(now, defended(q), trial.log_z, base=q) > FEW).all()):
+        assert now.elsewhere is not None
+        q = now.elsewhere
+        trial = now.pool.draw(defended(q), now.effort.trial)
     now.consider("a bridged mixture", q, trial)
     if float(trial.khat) >= UNSOUND:
         return False

@@ -23,7 +23,7 @@ from visbi.fitting.mixture import defended, local_covariances, spread_out
 from visbi.fitting.pool import UNSOUND, Trial
 from visbi.fitting.refine import COMPONENTS, ENOUGH, from_particles, matched, refined, weighed
 from visbi.fitting.verdicts import EVEN, SPARE, certified
-from visbi.fitting.witnesses import FEW, hidden_in_box, hides, mirrored, missing_at_tops
+from visbi.fitting.witnesses import FEW, hidden_in_box, hides, mirrored, missing_at_tops, missing_uphill
 
 __all__ = ["CLEAR", "LITTLE", "matched_from", "mixture", "prior_draws", "refitted"]
 
@@ -34,7 +34,8 @@ LITTLE = 0.3
 mixtures had lost 13 to 26 % of the mass, it was .24 at most; in bananas, which had lost nothing, rarely."""
 _CLEARLY = 1.05  # times the merit of matched Gaussians, few and smooth, that anything else must have
 _SCANT = 0.05  # of a refitted one, below which no certificate is asked for, and
-_HALF = 0.5  # below which none is where its weights are unsound and there is one mode
+_THIN = 0.1  # below which a flow comes first, however even its weights are,
+_HALF = 0.5  # and below which none is where its weights are unsound and there is one mode
 _AGAIN = 2  # refits after a certificate that failed, but one,
 _SURE = 0.5  # share of both of two refits, where a flow may do
 _ENOUGH_SEEN = 10.0  # draws of the prior in effect, for each dimension, from which a mixture can be fitted
@@ -179,7 +180,7 @@ def _unsteady(now: Group, trial: Trial, steady: Tensor) -> Tensor:
     """
     if not now.alone:
         return steady < CLEAR
-    return (steady < LITTLE) & ~((trial.khat < EVEN) & (steady > _SCANT))
+    return (steady < LITTLE) & ~((trial.khat < EVEN) & (steady > _THIN))
 
 
 def refitted(
@@ -223,8 +224,22 @@ def _certified_mixture(now: Group, q: Mixture, trial: Trial, *, again: int) -> S
         rest += _once_more(shaped, q.of_fits(bent), trial.of_fits(bent), again=again)
     if others is None:
         return rest
-    q, trial, _ = refitted(others, q.of_fits(~bent), _forgotten(trial.of_fits(~bent)))
+    q, trial = _filled(others, q.of_fits(~bent), trial.of_fits(~bent))
+    q, trial, _ = refitted(others, q, _forgotten(trial))
     return [*rest, *_certified_mixture(others, q, trial, again=again - 1)]
+
+
+def _filled(now: Group, q: Mixture, trial: Trial) -> tuple[Mixture, Trial]:
+    """q of a single fit with all that points lead to, a few modes at a time, if that spoke against it."""
+    if not (now.alone and now.gradient) or not now.records[0].doubted:
+        return q, trial
+    for _ in range(_TIMES):
+        if not bool((missing_uphill(now, defended(q), trial.log_z, trial, base=q) > FEW).all()):
+            break
+        assert now.elsewhere is not None
+        q = now.elsewhere
+        trial = now.pool.draw(defended(q), now.effort.trial)
+    return q, trial
 
 
 def _once_more(now: Group, q: Mixture, trial: Trial, *, again: int) -> list[Group]:

@@ -15,7 +15,7 @@ LOW = math.log(20.0)
 """Nats by which q is much too low somewhere."""
 MISSING = 0.02
 """Share of the mass beyond which an answer is in doubt."""
-_SURE, _MORE = 2.0, 4  # errors of a difference that is one, and times as many draws where it may be
+_SURE, _MORE = 2.0, 2  # errors of a difference that is one, and times as many draws where it may be
 
 
 def missing_at(now: Group, q: Proposal, local: Mixture, log_z: Tensor, trial: Trial | None = None) -> Tensor:
@@ -23,7 +23,7 @@ def missing_at(now: Group, q: Proposal, local: Mixture, log_z: Tensor, trial: Tr
 
     Each counts by local / (q + local): as one of so many draws, half of which are thought to be q's. What
     the draws of q in `trial` find there, counted alike, is not missing: their weights bring it back. A
-    difference of the two within its error, after four times as many more draws, is none.
+    difference of the two within its error, after twice as many more draws, is none.
     """
     found = now.pool.draw(local, now.effort.witnesses)
     if trial is None:

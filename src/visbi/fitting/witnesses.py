@@ -22,7 +22,7 @@ from visbi.families.gaussians import Mixture
 from visbi.fitting.afar import at_small_scales, at_summits
 from visbi.fitting.boxes import in_boxes
 from visbi.fitting.budget import BudgetReached
-from visbi.fitting.climbing import Group
+from visbi.fitting.climbing import SEARCHED, Group
 from visbi.fitting.drift import drift
 from visbi.fitting.frontier import outermost, walk
 from visbi.fitting.hidden import beyond, with_hidden
@@ -44,6 +44,7 @@ __all__ = [
     "missing",
     "missing_at_tops",
     "missing_of_points",
+    "missing_uphill",
     "unexplained",
 ]
 
@@ -138,7 +139,7 @@ def missing(
     if bool((share > enough).all()):
         return share
     if now.gradient and now.alone:
-        share = torch.maximum(share, _missing_uphill(now, q, log_z, trial))
+        share = torch.maximum(share, missing_uphill(now, q, log_z, trial))
     elif len(now.searched):
         share = torch.maximum(share, _missing_near(now, now.searched, now.found, q, log_z, trial))
     return share
@@ -158,14 +159,18 @@ def _missing_near(
     return share
 
 
-def _missing_uphill(now: Group, q: Proposal, log_z: Tensor, trial: Trial | None) -> Tensor:
+def missing_uphill(
+    now: Group, q: Proposal, log_z: Tensor, trial: Trial | None, *, base: Mixture | None = None
+) -> Tensor:
     """(F,) mass at the tops to which points lead, of whatever proposal: see `uphill`.
 
-    A certificate's own draws are among them: of a needle beside a haystack few draws tell, each of great
+    Points on lines through draws of q are among them (`lines`). What is found is added to `base`, or to q.
+    A certificate's own draws are, too: of a needle beside a haystack few draws tell, each of great
     weight, and what they say of the mass is no measure (`missing_of_points`).
     """
     z, ell = _points(now)
-    if trial is not None and now.target.budget.left > _ROOM * _ON_LINES:
+    few = now.alone and now.target.dim <= SEARCHED
+    if trial is not None and few and now.target.budget.left > _ROOM * _ON_LINES:
         smooth = pareto_smooth(cleaned(trial.log_w))[0]
         known = picked(trial.z, torch.stack([resample(row, _KNOWN) for row in smooth]))
         line = along_axes(known, max(1, _ON_LINES // (_KNOWN * now.target.dim)))
@@ -173,7 +178,7 @@ def _missing_uphill(now: Group, q: Proposal, log_z: Tensor, trial: Trial | None)
     local, there = tops(now.target, z, ell, q, log_z, by=LOW)
     if not bool(there.any()):
         return torch.zeros_like(log_z)
-    return _weighed_there(now, q, local, there, log_z, trial)
+    return _weighed_there(now, q, local, there, log_z, trial, base)
 
 
 def missing_at_tops(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 import torch
@@ -36,6 +37,9 @@ class CustomPotential(BasePotential):
         if not callable(potential_fn):
             expected = "a callable (theta, x_o) -> (N,)"
             raise TypeError(violation("potential_fn", expected, type(potential_fn).__name__))
+        if not _takes_two(potential_fn):
+            got = f"{getattr(potential_fn, '__name__', type(potential_fn).__name__)}{signature(potential_fn)}"
+            raise TypeError(violation("potential_fn", "a callable (theta, x_o) -> (N,)", got))
         self.potential_fn = potential_fn
         super().__init__(prior, x_o, device)
 
@@ -49,6 +53,17 @@ class CustomPotential(BasePotential):
             # a callable may have its observation inside; this one has not
             raise ValueError(violation("x", "an observation (pass x or call set_default_x)", None)) from error
         return check_values(values, len(theta))
+
+
+def _takes_two(function: Callable[..., Any]) -> bool:
+    """Whether it can be called with two arguments, as far as it says so."""
+    try:
+        signature(function).bind(None, None)
+    except TypeError:
+        return False
+    except ValueError:  # it does not
+        return True
+    return True
 
 
 class AdaptedPotential(BasePotential):
