@@ -103,6 +103,14 @@ class TestCustom:
         ):
             CustomPotential(3.0)
 
+    def test_something_that_takes_no_observation(self):
+        message = r"^`potential_fn`: expected a callable \(theta, x_o\) -> \(N,\); got <lambda>\(theta\)$"
+        with pytest.raises(TypeError, match=message):
+            CustomPotential(lambda theta: theta.sum(-1))
+        CustomPotential(lambda *both: both[0].sum(-1))
+        CustomPotential(lambda theta, x=None, scale=1.0: scale * theta.sum(-1))
+        CustomPotential(torch.add)  # says nothing of what it takes
+
     def test_nan_in_the_observation(self):
         with pytest.raises(ValueError, match=r"^`x_o`: expected finite numbers; got 1 of 1 NaN or Inf$"):
             CustomPotential(quadratic, x_o=torch.tensor([math.nan]))
