@@ -1,7 +1,8 @@
 """Draws of q with their weights: what a certificate rests on, and what corrected draws are taken from.
 
 Corrected draws are resampled with Pareto-smoothed weights (Vehtari et al. 2024), systematically, so that no
-draw comes twice unless its weight times their number is above one.
+draw comes twice unless its weight times their number is above one; and along an order in which neighbours are
+alike, so that every part of the posterior, and every mode, gets its share of them, rounded up or down.
 """
 
 import math
@@ -17,6 +18,7 @@ from visbi.core.checks import violation
 __all__ = ["WeightedDraws"]
 
 _LARGEST = 2**20
+_HALVINGS = 4  # of the draws, for an order in which they are alike
 _SPARE = 2.0  # draws in effect for each corrected one
 
 
@@ -51,7 +53,28 @@ class WeightedDraws:
         """
         if not bool(torch.isfinite(self.log_p - self.log_q).any()):
             raise ValueError(violation("log_p", "a finite value at one draw at least", "none"))
-        return self.theta[resample(self.log_weights, n)]
+        order = self._alike
+        return self.theta[order[resample(self.log_weights[order], n)]]
+
+    @cached_property
+    def _alike(self) -> Tensor:
+        """(N,) an order of the draws: halves, quarters ..., cut where they are wide; the last are sorted."""
+        theta = self.theta.detach()
+        scale = theta.std(0, correction=0).nan_to_num(1.0, 1.0).clamp_min(torch.finfo(theta.dtype).tiny)
+
+        def widest(part: Tensor) -> Tensor:
+            each = theta[part]
+            return each[:, (each.std(0, correction=0) / scale).nan_to_num(0.0).argmax()]
+
+        parts = [torch.arange(len(theta), device=theta.device)]
+        for _ in range(_HALVINGS):
+            halves = []
+            for part in parts:
+                along = widest(part)
+                below = along <= along.median()
+                halves += [part[below], part[~below]]
+            parts = [half for half in halves if len(half)]
+        return torch.cat([part[widest(part).argsort()] for part in parts])
 
     @cached_property
     def n_effective(self) -> float:

@@ -54,6 +54,14 @@ def walk(target: Target, z: Tensor, cov: Tensor, rounds: int) -> tuple[Tensor, T
 
     Raises:
         BudgetReached: the target's budget is used up.
+
+    >>> from torch.distributions import Independent, Normal
+    >>> from visbi.priors import coordinates
+    >>> prior = Independent(Normal(torch.zeros(2).double(), 1.0), 1)
+    >>> start, cov = torch.zeros(1, 300, 2).double(), torch.eye(2).double().expand(1, 300, 2, 2)
+    >>> seen, _ = walk(Target(prior.log_prob, coordinates(prior)), start, cov, 20)
+    >>> round(float(seen[0, -300:].std()))
+    1
     """
     scale = root(cov.flatten(0, 1)).unflatten(0, cov.shape[:2])
     ell, slope = target.value_and_gradient(z)

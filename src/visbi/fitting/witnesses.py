@@ -63,6 +63,7 @@ _ROOM = 4  # times these that a budget must leave
 _PROBED, _MAPPED = 4, 512  # draws of q that tell symmetries, and that are mapped by each of them
 _KNOWN, _ON_LINES = 2, 4096  # draws of q through which lines go, and points on all of them
 _TAILED = 0.2  # k-hat from which weights have a tail
+_ROUNDS_WITHOUT = 3  # of drift where they have none
 _OF_Q = 4096  # weighted draws that show where it ends
 _WALKERS, _ROUNDS = 128, 8  # chains from there
 _SCALES = 2  # positive parameters, from which all of them may be small together
@@ -98,7 +99,7 @@ def doubts(now: Group, q: Proposal, trial: Trial) -> list[list[str]]:
             z,
             q.log_prob,
             gradient=now.gradient,
-            rounds=now.effort.drift_rounds,
+            rounds=now.effort.drift_rounds if bool((trial.khat > _TAILED).any()) else _ROUNDS_WITHOUT,
             step=None if now.seen is None or within is not None else now.seen.step,
             cov=within,
         ).tolist()
