@@ -27,7 +27,7 @@ def outermost(z: Tensor, weights: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """n starts (F, n, d) among the outermost of points z (F, N, d), and covariances (F, n, d, d) around them.
 
     >>> z = torch.linspace(-1, 1, 101).double()[None, :, None]
-    >>> outermost(z, torch.full((1, 101), 1 / 101).double(), 4)[0].flatten().sort().values
+    >>> outermost(z, torch.full((1, 101), 1 / 101).double(), 8)[0].unique()
     tensor([-1.0000, -0.9400,  0.9400,  1.0000], dtype=torch.float64)
     """
     d = z.shape[-1]
