@@ -51,10 +51,18 @@ class WeightedDraws:
         >>> bool(draws.resampled(10).abs().max() < 1)
         True
         """
+        return self.theta[self.chosen(n)]
+
+    def chosen(self, n: int) -> Tensor:
+        """(n,) indices of such draws.
+
+        Raises:
+            ValueError: as `resampled`.
+        """
         if not bool(torch.isfinite(self.log_p - self.log_q).any()):
             raise ValueError(violation("log_p", "a finite value at one draw at least", "none"))
         order = self._alike
-        return self.theta[order[resample(self.log_weights[order], n)]]
+        return order[resample(self.log_weights[order], n)]
 
     @cached_property
     def _alike(self) -> Tensor:

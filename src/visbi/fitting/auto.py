@@ -41,7 +41,7 @@ CONCERNS_AUTO = (
 )
 """Fields of `TrainOptions` that the automatic fit looks at; the others belong to the gradient loop."""
 
-_MODE_DRAWS = 4096
+_MODE_DRAWS = 2048  # spread evenly
 
 
 def idle_options(options: TrainOptions) -> list[str]:
@@ -71,12 +71,14 @@ def fit_auto(problem: Problem, x: Tensor | None, options: TrainOptions, *, earli
     how = {"desc": "Fitting", "bar_format": "{desc} [{elapsed}]", "leave": False}
     with Progress(options.show_progress_bar, **how) as bar:
         answer = climb(target, start=start, say=lambda what: bar.title(f"Fitting: {what}"))
+    draws = _weighted(problem.coords, answer)
     return fit_of(
         problem.coords,
         answer,
         x,
         options,
-        modes=_modes(problem, answer),
+        draws=draws,
+        modes=_modes(problem.coords, answer, draws),
         n_values=target.n_values,
         n_gradients=target.n_gradients,
         seconds=budget.seconds,
@@ -84,7 +86,13 @@ def fit_auto(problem: Problem, x: Tensor | None, options: TrainOptions, *, earli
 
 
 def fit_of(
-    coords: Coordinates, answer: Answer, x: Tensor | None, options: TrainOptions, **told: Any
+    coords: Coordinates,
+    answer: Answer,
+    x: Tensor | None,
+    options: TrainOptions,
+    *,
+    draws: WeightedDraws | None = None,
+    **told: Any,
 ) -> AutoFit:
     """The fit that an answer of the ladder is.
 
@@ -93,6 +101,7 @@ def fit_of(
         answer: the answer.
         x: the observation, for the record.
         options: what the fit was told.
+        draws: the answer's, with their weights, where these are known.
         **told: entries of the report that the ladder does not know.
     """
     family = LinkedFamily(_body(answer.q), coords, no_rebuilding)
@@ -100,7 +109,8 @@ def fit_of(
     report = replace(answer.report, seed=seed, **told)
     cut_short = report.stop_reason not in ("", "interrupted")
     trace = Trace((), report.stop_reason or f"answered by {report.rung}", cut_short=cut_short)
-    return AutoFit(family.requires_grad_(False), x, trace, options, report, _weighted(coords, answer))
+    draws = _weighted(coords, answer) if draws is None else draws
+    return AutoFit(family.requires_grad_(False), x, trace, options, report, draws)
 
 
 def starting(coords: Coordinates, init: str | Tensor, earlier: Any) -> Mixture | None:
@@ -141,9 +151,8 @@ def _weighted(coords: Coordinates, answer: Answer) -> WeightedDraws:
     return WeightedDraws(theta, answer.ell - ladj, answer.log_q - ladj)
 
 
-def _modes(problem: Problem, answer: Answer) -> Any:
-    draws = WeightedDraws(answer.z, answer.ell, answer.log_q)
+def _modes(coords: Coordinates, answer: Answer, draws: WeightedDraws) -> Any:
     if not bool(answer.ell.isfinite().any()):
         return ()
-    z = draws.resampled(_MODE_DRAWS)
-    return find_modes(z, lambda z: answer.q.log_prob(z[None])[0], lambda z: problem.coords.to_theta(z)[0])
+    z = answer.z[draws.chosen(_MODE_DRAWS)]
+    return find_modes(z, lambda z: answer.q.log_prob(z[None])[0], lambda z: coords.to_theta(z)[0])

@@ -61,7 +61,7 @@ _ASCENTS, _STEPS = 128, 10  # from particles of all temperatures, and steps of e
 _EACH, _IN_A_BOX = 100, 16_384  # evaluations: of an ascent, and of a search in a box
 _ROOM = 4  # times these that a budget must leave
 _PROBED, _MAPPED = 4, 512  # draws of q that tell symmetries, and that are mapped by each of them
-_KNOWN, _ON_LINES = 2, 4096  # draws of q through which lines go, and points on all of them
+_KNOWN, _ON_A_LINE = 2, 512  # draws of q through which lines go, and points on each of these
 _TAILED = 0.2  # k-hat from which weights have a tail
 _ROUNDS_WITHOUT = 3  # of drift where they have none
 _OF_Q = 4096  # weighted draws that show where it ends
@@ -171,10 +171,10 @@ def missing_uphill(
     """
     z, ell = _points(now)
     few = now.alone and now.target.dim <= SEARCHED
-    if trial is not None and few and now.target.budget.left > _ROOM * _ON_LINES:
+    if trial is not None and few and now.target.budget.left > _ROOM * _KNOWN * now.target.dim * _ON_A_LINE:
         smooth = pareto_smooth(cleaned(trial.log_w))[0]
         known = picked(trial.z, torch.stack([resample(row, _KNOWN) for row in smooth]))
-        line = along_axes(known, max(1, _ON_LINES // (_KNOWN * now.target.dim)))
+        line = along_axes(known, _ON_A_LINE)
         z, ell = torch.cat([z, line], 1), torch.cat([ell, now.target.value(line)], 1)
     local, there = tops(now.target, z, ell, q, log_z, by=LOW)
     if not bool(there.any()):
