@@ -17,10 +17,8 @@ __all__ = ["EVEN", "SPARE", "certified"]
 SPARE = 0.2
 """Effective share of draws with which a rung's answer is final."""
 _MANY = 2000.0  # draws in effect that a user may ask for
-_MORE, _AND_SPARE = (
-    3,
-    1.6,
-)  # times as many draws at most where there are fewer, and in effect what is aimed at
+_MORE = 3  # times as many draws at most where there are fewer,
+_AIM = 1.6  # times as many in effect as are wanted
 _NEARLY = 0.2  # total variation of a q of which nothing but rare draws is wrong
 _SURE = 3.0  # standard errors
 EVEN = 0.5
@@ -78,7 +76,7 @@ def _wanted(now: Group, trial: Trial, *, more_to_come: bool) -> int:
     sound = EVEN if more_to_come or bool(now.for_a_flow()) else BELIEVED
     if float(trial.khat) >= sound or not _MANY / (1 + _MORE) <= ess < _MANY:
         return 0
-    return min(_MORE * n, math.ceil((_AND_SPARE * _MANY / ess - 1) * n))
+    return min(_MORE * n, math.ceil((_AIM * _MANY / ess - 1) * n))
 
 
 def _doubted(report: Report, doubts: list[str]) -> Report:
