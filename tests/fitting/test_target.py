@@ -128,9 +128,7 @@ def test_a_potential_in_float32():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(
-    "dist", [LogNormal, FisherSnedecor]
-)  # by the exponential of a normal, and by torch's map
+@pytest.mark.parametrize("dist", [LogNormal, FisherSnedecor])  # exp of a normal, and torch's map
 def test_where_theta_is_larger_than_numbers_are_there_is_nothing(dtype, dist):
     """theta is the largest number there, whatever z, and log|dtheta/dz| alone would rise for ever."""
     coords = coordinates(Independent(dist(torch.ones(1, dtype=dtype), torch.ones(1, dtype=dtype)), 1))

@@ -5,9 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 
+from mixture_cases import known
 from visbi.certificate.report import Report
 from visbi.fitting import verdicts
+from visbi.fitting.climbing import ALONE, Group, Record
+from visbi.fitting.mixture import defended
+from visbi.fitting.pool import Pool
+from visbi.fitting.target import Target
 from visbi.fitting.verdicts import _more_mass, _rank
+from visbi.priors import BoxUniform, coordinates
 
 GOOD = Report("corrected", 0.5, 8000.0, 0.5, 1.0, 0.01, 0.3, 16_384, 0, "")
 
@@ -33,13 +39,6 @@ def test_where_tails_are_heavy_the_distance_says_which_is_better() -> None:
 
 def test_of_two_that_pass_the_one_with_more_mass_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first has the more even weights, because it lacks what they are uneven at."""
-    from mixture_cases import known
-    from visbi.fitting.climbing import ALONE, Group, Record
-    from visbi.fitting.mixture import defended
-    from visbi.fitting.pool import Pool
-    from visbi.fitting.target import Target
-    from visbi.priors import BoxUniform, coordinates
-
     two = known([0.7, 0.3], [[-1.5, 0.0], [1.5, 0.0]], 0.1)
     target = Target(
         lambda theta: two.log_prob(torch.special.ndtri((theta / 40 + 0.5).double())[None])[0],

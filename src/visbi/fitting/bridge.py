@@ -102,9 +102,7 @@ def _mixture_to(now: Group, seen: Exploration, *, spare: float) -> bool:
         q, trial = best, best_trial
     q, trial, _ = refined(now.pool, q, trial, rounds=2, n=now.effort.trial, points=now.effort.points)
     if bool((mirrored(now, defended(q), trial.log_z, base=q) > FEW).all()):
-        assert now.elsewhere is not None
-        q = now.elsewhere
-        trial = now.pool.draw(defended(q), now.effort.trial)
+        q, trial = now.joined()
     now.consider("a bridged mixture", q, trial)
     if float(trial.khat) >= UNSOUND:
         return False

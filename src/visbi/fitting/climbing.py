@@ -13,6 +13,7 @@ from visbi.certificate.weights import resample
 from visbi.core.rows import picked
 from visbi.families.gaussians import Mixture
 from visbi.fitting.explore import Exploration, explore, next_beta
+from visbi.fitting.mixture import defended
 from visbi.fitting.moves import FIRST, MOVES
 from visbi.fitting.pool import Pool, Proposal, Trial
 from visbi.fitting.refine import POINTS, ROUNDS, TRIAL
@@ -303,6 +304,11 @@ class Group:
         few = log_w[:, :_AT_FIRST]
         first = next_beta(few, torch.zeros_like(few[:, 0]))
         return (effective_sample_size(log_w) < _NARROW) & (first < FIRST)
+
+    def joined(self) -> tuple[Mixture, Trial]:
+        """The last q that lacked mass, with Gaussians where that was found, and a trial of both."""
+        assert self.elsewhere is not None
+        return self.elsewhere, self.pool.draw(defended(self.elsewhere), self.effort.trial)
 
     def explore(self, n: int, *, moves: int = MOVES) -> None:
         """Send n particles from the prior to the posterior of every fit; from those of its draws that can be

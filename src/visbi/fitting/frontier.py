@@ -7,20 +7,19 @@ along the axes and the principal ones, and each moves in the scales of the draws
 Chains that have walked to where q has next to nothing accuse it; weighing what is there is the caller's.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
 from visbi.core.rows import picked
 from visbi.fitting.mixture import local_covariances
-from visbi.fitting.moves import root
+from visbi.fitting.moves import Moves, StandardNormal, root
 from visbi.fitting.target import Target
 
 __all__ = ["outermost", "walk"]
 
 _RANKS = 1, 4  # the outermost, and the so manieth
-_STEPS = 4  # of a Hamiltonian move
+_STEPS = 4  # of a Hamiltonian move,
+_LOG_SIZES = -3.0, 0.0  # and the range of the logarithm of their size
 
 
 def outermost(z: Tensor, weights: Tensor, n: int) -> tuple[Tensor, Tensor]:
@@ -63,27 +62,13 @@ def walk(target: Target, z: Tensor, cov: Tensor, rounds: int) -> tuple[Tensor, T
     >>> round(float(seen[0, -300:].std()))
     1
     """
-    scale = root(cov.flatten(0, 1)).unflatten(0, cov.shape[:2])
-    ell, slope = target.value_and_gradient(z)
-    seen, values = [], []
+    moves = Moves(target, StandardNormal(target.dim), True)
+    scale = root(cov.flatten(0, 1))
+    now, one = moves.at(z.flatten(0, 1)[:, None]), torch.ones_like(scale[:, 0, 0])  # populations of one chain
+    seen = []
     for _ in range(rounds):
-        size = torch.empty_like(ell).uniform_(-3.0, 0.0).exp()[..., None] / target.dim**0.25
-        momentum = torch.randn_like(z)
-        before = ell - 0.5 * momentum.square().sum(-1)
-        new, new_ell, new_slope = z, ell, slope
-        momentum = momentum + 0.5 * size * _into(scale, new_slope)
-        for left in reversed(range(_STEPS)):
-            new = new + size * (scale @ momentum[..., None])[..., 0]
-            new_ell, new_slope = target.value_and_gradient(new)
-            momentum = momentum + (size if left else 0.5 * size) * _into(scale, new_slope)
-        log_ratio = new_ell - 0.5 * momentum.square().sum(-1) - before
-        moved = torch.rand_like(ell).log() < log_ratio.nan_to_num(-math.inf)
-        z, slope = (torch.where(moved[..., None], a, b) for a, b in ((new, z), (new_slope, slope)))
-        ell = torch.where(moved, new_ell, ell)
-        seen.append(z)
-        values.append(ell)
-    return torch.cat(seen, 1), torch.cat(values, 1)
-
-
-def _into(scale: Tensor, slope: Tensor) -> Tensor:
-    return (scale.mT @ slope[..., None])[..., 0]
+        size = torch.empty_like(now.z[..., :1]).uniform_(*_LOG_SIZES).exp() / target.dim**0.25
+        now = moves.taken(now, *moves.trajectory(now, one, scale, size, _STEPS))
+        seen.append(now)
+    ell = torch.cat([each.ell.reshape(z.shape[:-1]) for each in seen], 1)
+    return torch.cat([each.z.reshape(z.shape) for each in seen], 1), ell

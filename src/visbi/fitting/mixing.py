@@ -69,9 +69,7 @@ def mixture(now: Group) -> Sequence[Group]:
     best = next(candidates)
     trial = now.pool.tried(defended(best), now.effort.trial)
     if bool((trial.share > CLEAR).all()) and bool(hides(now, best, trial.log_z).all()):
-        assert now.elsewhere is not None
-        best, candidates = now.elsewhere, iter(())
-        trial = now.pool.draw(defended(best), now.effort.trial)
+        (best, trial), candidates = now.joined(), iter(())
     while bool((trial.merit <= ENOUGH).any()) and (other := next(candidates, None)) is not None:
         fresh = now.pool.tried(defended(other), now.effort.trial)
         best, trial = _better(best, trial, other, fresh)
@@ -126,11 +124,9 @@ def _completed(now: Group, q: Mixture, trial: Trial) -> tuple[Mixture, Trial]:
             lacks = hides(now, q, trial.log_z)  # what was added fits closely, and uncovers the next
         if not bool(lacks.all()):
             break
-        assert now.elsewhere is not None
         for record in now.records:
             record.lacking = True
-        fresh = now.pool.draw(defended(now.elsewhere), now.effort.trial)
-        q, trial = now.elsewhere, fresh
+        q, trial = now.joined()
         now.consider("a mixture", q, trial)
     return q, trial
 
@@ -236,9 +232,7 @@ def _filled(now: Group, q: Mixture, trial: Trial) -> tuple[Mixture, Trial]:
     for _ in range(_TIMES):
         if not bool((missing_uphill(now, defended(q), trial.log_z, trial, base=q) > FEW).all()):
             break
-        assert now.elsewhere is not None
-        q = now.elsewhere
-        trial = now.pool.draw(defended(q), now.effort.trial)
+        q, trial = now.joined()
     return q, trial
 
 

@@ -164,7 +164,10 @@ class Moves:
 
     def round(self, now: Population, beta: Tensor, scale: Tensor) -> Population:
         """One round for all particles, in coordinates y = scale^-1 z where they have unit covariance."""
-        new, log_ratio = (self._hamiltonian if self.gradient else self._walk)(now, beta, scale)
+        return self.taken(now, *(self._hamiltonian if self.gradient else self._walk)(now, beta, scale))
+
+    def taken(self, now: Population, new: Population, log_ratio: Tensor) -> Population:
+        """The new places where they are accepted."""
         probability = log_ratio.clamp(max=0.0).exp().nan_to_num(0.0)
         self.acceptance = probability.mean(1)
         return now.replaced(new, torch.rand_like(probability) < probability)
@@ -176,11 +179,17 @@ class Moves:
 
     def _hamiltonian(self, now: Population, beta: Tensor, scale: Tensor) -> tuple[Population, Tensor]:
         size = self.step[:, None, None] * torch.empty_like(now.z[..., :1]).uniform_(0.6, 1.4)
+        return self.trajectory(now, beta, scale, size, self.leapfrog)
+
+    def trajectory(
+        self, now: Population, beta: Tensor, scale: Tensor, size: Tensor, steps: int
+    ) -> tuple[Population, Tensor]:
+        """Where fresh momenta lead in steps of a size (F, N, 1), and the log-ratio that accepts it."""
         momentum = torch.randn_like(now.z)
         before = now.log_tempered(beta) - 0.5 * momentum.square().sum(-1)
         new = now
         momentum = momentum + 0.5 * size * (now.slope(beta) @ scale)
-        for left in reversed(range(self.leapfrog)):
+        for left in reversed(range(steps)):
             new = self.at(new.z + size * (momentum @ scale.mT))
             momentum = momentum + (size if left else 0.5 * size) * (new.slope(beta) @ scale)
         return new, new.log_tempered(beta) - 0.5 * momentum.square().sum(-1) - before

@@ -92,8 +92,7 @@ def doubts(now: Group, q: Proposal, trial: Trial) -> list[list[str]]:
         return found
     within = q.cov_within if isinstance(q, Mixture) else None
     try:
-        smooth = pareto_smooth(cleaned(trial.log_w))[0]
-        z = picked(trial.z, torch.stack([resample(row, now.effort.drifters) for row in smooth]))
+        z = _resampled(trial, now.effort.drifters)
         moved = drift(
             now.target,
             z,
@@ -172,9 +171,7 @@ def missing_uphill(
     z, ell = _points(now)
     few = now.alone and now.target.dim <= SEARCHED
     if trial is not None and few and now.target.budget.left > _ROOM * _KNOWN * now.target.dim * _ON_A_LINE:
-        smooth = pareto_smooth(cleaned(trial.log_w))[0]
-        known = picked(trial.z, torch.stack([resample(row, _KNOWN) for row in smooth]))
-        line = along_axes(known, _ON_A_LINE)
+        line = along_axes(_resampled(trial, _KNOWN), _ON_A_LINE)
         z, ell = torch.cat([z, line], 1), torch.cat([ell, now.target.value(line)], 1)
     local, there = tops(now.target, z, ell, q, log_z, by=LOW)
     if not bool(there.any()):
@@ -361,8 +358,7 @@ def unexplained(now: Group, q: Proposal, trial: Trial) -> Tensor:
     none = torch.zeros_like(trial.log_z)
     if not (_searchable(now) and bool(now.far_too_wide().all())) or _sought(now, q):
         return none
-    smooth = pareto_smooth(cleaned(trial.log_w))[0]
-    z = picked(trial.z, torch.stack([resample(row, _RESAMPLED) for row in smooth]))
+    z = _resampled(trial, _RESAMPLED)
     even = torch.full(z.shape[:2], 1.0 / z.shape[1]).to(z)
     starts = picked(z, spread_out(z, even, _STARTS))
     cov = local_covariances(z, starts, max(4 * now.target.dim, 40))
@@ -388,6 +384,12 @@ def _with_hidden(now: Group, close: Mixture) -> Mixture | None:
     if not _searchable(now):
         return None
     return with_hidden(now.target, close, *_points(now), by=LOW)
+
+
+def _resampled(trial: Trial, n: int) -> Tensor:
+    """(F, n, d) draws of the posteriors, as far as the weights of a trial can tell."""
+    smooth = pareto_smooth(cleaned(trial.log_w))[0]
+    return picked(trial.z, torch.stack([resample(row, n) for row in smooth]))
 
 
 def _points(now: Group) -> tuple[Tensor, Tensor]:

@@ -62,7 +62,7 @@ def _takes_two(function: Callable[..., Any]) -> bool:
     except TypeError:
         return False
     except ValueError:  # it does not
-        return True
+        pass
     return True
 
 

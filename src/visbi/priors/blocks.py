@@ -183,8 +183,9 @@ class GammaBlock(Block):
 
     def to_z(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         log_theta = theta.clamp_min(_TINY).log().clamp(*self._range)
-        index = torch.searchsorted(self.y, log_theta.movedim(-1, 0).reshape(len(self.y), -1).contiguous())
-        cell = index.reshape(log_theta.movedim(-1, 0).shape).movedim(0, -1).sub(1).clamp(0, _CELLS - 1)
+        entries = log_theta.movedim(-1, 0)
+        index = torch.searchsorted(self.y, entries.reshape(len(self.y), -1).contiguous())
+        cell = index.reshape(entries.shape).movedim(0, -1).sub(1).clamp(0, _CELLS - 1)
         (y, high, d, e), s = self._at(cell)
         up = (log_theta - y) / (high - y)
         bend = up * (d + e - 2 * s)

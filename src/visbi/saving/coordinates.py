@@ -73,9 +73,7 @@ def _uniform(low: Tensor, width: Tensor) -> UniformBlock:
 
 
 def _gamma(concentration: Tensor, rate: Tensor, inverse: bool, dtype: torch.dtype) -> GammaBlock:
-    block = GammaBlock(concentration, rate, inverse)
-    block.dtype = dtype
-    return block
+    return GammaBlock(concentration.to(dtype), rate, inverse)
 
 
 def _bijection(
