@@ -21,11 +21,12 @@ from visbi.fitting.summits import Summits
 from visbi.fitting.symmetry import Map
 from visbi.fitting.target import Target, log_standard_normal
 
-__all__ = ["ALONE", "SEARCHED", "SIDE_BY_SIDE", "Answer", "Effort", "Group", "Record"]
+__all__ = ["ALONE", "SEARCHED", "SEEN", "SIDE_BY_SIDE", "Answer", "Effort", "Group", "Record"]
 
 SEARCHED = 5
 """Dimensions up to which eight times the draws of the prior meet modes of two thirds the width, or less."""
-_SEEN = 128  # draws of the prior in effect that show where the posterior is as well as particles do
+SEEN = 128
+"""Draws of the prior in effect that show where the posterior is as well as particles do."""
 _NARROW = 2.0  # draws of the prior in effect: one outweighs all others
 _AT_FIRST = 1024  # of them that say where tempering would begin
 _FEW_USABLE = 0.1  # share of the prior's draws
@@ -319,7 +320,7 @@ class Group:
         if self.n_prior and self.n_prior == self.searched.shape[1]:
             relative = self.of_prior()
             there = int(effective_sample_size(relative).min())
-            if there >= _SEEN:
+            if there >= SEEN:
                 self.seen = Exploration.of_draws(self.searched, relative, min(n, there))
                 return
         usable = torch.isfinite(self.found) if len(self.found) else torch.ones(1, 1, dtype=torch.bool)

@@ -35,9 +35,10 @@ def outermost(z: Tensor, weights: Tensor, n: int) -> tuple[Tensor, Tensor]:
     along = torch.cat([centred, centred @ torch.linalg.eigh(cov)[1]], 2)
     both = torch.where((weights > 0)[..., None], torch.cat([along, -along], 2), -torch.inf)
     ranked = both.topk(min(max(_RANKS), z.shape[1]), 1).indices
-    index = torch.cat([ranked[:, rank - 1] for rank in _RANKS], 1)
-    starts = picked(z, index[:, torch.arange(n) % index.shape[1]])
-    return starts, local_covariances(z, starts, max(4 * d, 40), weights)
+    index = torch.cat([ranked[:, rank - 1] for rank in _RANKS], 1)[:, :n]
+    starts, again = picked(z, index), torch.arange(n) % index.shape[1]
+    cov = local_covariances(z, starts, max(4 * d, 40), weights)
+    return starts[:, again], cov[:, again]
 
 
 def walk(target: Target, z: Tensor, cov: Tensor, rounds: int) -> tuple[Tensor, Tensor]:

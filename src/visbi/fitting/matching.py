@@ -3,21 +3,29 @@
 Where the prior is far too wide Gaussians are matched at summits (`afar`), one for each that is unlike the
 others: they answer regressions on raw predictors, and of equal modes, such as labels that can be exchanged,
 particles that came a long way may have kept one.
+
+None is matched where enough of the prior's draws lie in the posterior to tell that none fits: the effective
+share of draws of q is 1 / E_p[p / q], at most exp(-KL(p | q)), and no Gaussian has a lower KL(p | q) than that
+with p's mean and covariance.
 """
+
+import math
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from visbi.certificate.rows import effective_sample_size
 from visbi.core.rows import picked
 from visbi.families.gaussians import Mixture
 from visbi.fitting.afar import at_summits
-from visbi.fitting.climbing import Group
+from visbi.fitting.climbing import SEEN, Group
 from visbi.fitting.match import match_gaussian
 from visbi.fitting.mixing import CLEAR, LITTLE, matched_from, refitted
 from visbi.fitting.mixture import defended, spread_out
 from visbi.fitting.pool import BELIEVED, Trial
+from visbi.fitting.target import log_standard_normal
 from visbi.fitting.verdicts import EVEN, SPARE, certified
 from visbi.fitting.weighing import missing_at
 from visbi.fitting.witnesses import FEW, hidden_in_box, hides, mirrored, missing
@@ -30,7 +38,10 @@ _WIDE = 20  # dimensions beyond which the explorer is not sent after a Gaussian 
 
 def gaussian(now: Group) -> Sequence[Group]:
     """Match a Gaussian to each fit and certify it; give back the fits that it does not answer."""
-    if not now.gradient:
+    most = _most_in_effect(now)
+    too_few = most < _NEARLY
+    now.tell(too_few, lambda i: f"no Gaussian has more than {float(most[i]):.2f} of its draws in effect")
+    if not now.gradient or bool(too_few.all()):
         _try_start(now)
         return [now]
     fits, d = now.target.fits, now.target.dim
@@ -44,6 +55,20 @@ def gaussian(now: Group) -> Sequence[Group]:
     far, others = now.parts(wide)
     rest = [] if others is None else _tried(others, q.of_fits(~wide), trial.of_fits(~wide))
     return rest if far is None else [*rest, *_from_afar(far)]
+
+
+def _most_in_effect(now: Group) -> Tensor:
+    """(F,) bound of the effective share of any Gaussian; 1 where the prior's draws do not tell."""
+    log_w, z = now.of_prior(), now.searched[:, : now.n_prior]
+    if not now.n_prior or bool((effective_sample_size(log_w) < SEEN).any()):
+        return torch.ones(len(now.records), **now.like)  # type: ignore[arg-type]
+    weights = torch.softmax(log_w, 1)
+    centred = z - (weights[..., None] * z).sum(1, keepdim=True)
+    cov = (weights[..., None] * centred).mT @ centred
+    log_p = torch.log(weights * weights.shape[1]) + log_standard_normal(z)
+    negative_entropy = torch.where(weights > 0, weights * log_p, 0.0).sum(1)
+    entropy_of_gaussian = 0.5 * (torch.logdet(cov) + z.shape[-1] * math.log(2 * math.pi * math.e))
+    return (-negative_entropy - entropy_of_gaussian).exp()
 
 
 def _from_afar(now: Group) -> list[Group]:
