@@ -111,7 +111,7 @@ class TestAnswers:
         near = torch.cdist(z, FOUR.loc[0]).argmin(1)
         masses = torch.bincount(near, minlength=4).double() / len(z)
         torch.testing.assert_close(masses, FOUR.log_weights[0].exp(), atol=0.02, rtol=0)
-        assert any(line.startswith("a Gaussian") for line in answer.report.story)
+        assert any("Gaussian" in line for line in answer.report.story)
 
     @pytest.mark.parametrize(("log_p", "dim"), [(banana, 2), (funnel, 2), (funnel, 3)])
     def test_bends_and_funnels(self, log_p, dim):
@@ -240,7 +240,7 @@ class TestPriorThatSees:
 class TestFirstMixtures:
     """Particles are fitted where matched Gaussians do not do, with more components where modes are many."""
 
-    @pytest.mark.parametrize("modes", [4, 25])
+    @pytest.mark.parametrize("modes", [4, 36])
     def test_what_is_fitted_to_particles(self, modes, monkeypatch):
         asked = []
 

@@ -110,7 +110,7 @@ class FlowProposal:
 
     def of_fits(self, which: Tensor) -> "FlowProposal":
         """Those `which`, (F,) bool."""
-        return FlowProposal(self.flows.only(which), self.scales, self.shares)
+        return self if bool(which.all()) else FlowProposal(self.flows.only(which), self.scales, self.shares)
 
 
 def _clean(log_q: Tensor) -> Tensor:

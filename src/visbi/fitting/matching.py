@@ -40,7 +40,7 @@ def gaussian(now: Group) -> Sequence[Group]:
     """Match a Gaussian to each fit and certify it; give back the fits that it does not answer."""
     most = _most_in_effect(now)
     too_few = most < _NEARLY
-    now.tell(too_few, lambda i: f"no Gaussian has more than {float(most[i]):.2f} of its draws in effect")
+    now.tell(too_few, lambda i: f"no Gaussian can have more than {float(most[i]):.2f} of its draws in effect")
     if not now.gradient or bool(too_few.all()):
         _try_start(now)
         return [now]
@@ -59,9 +59,12 @@ def gaussian(now: Group) -> Sequence[Group]:
 
 def _most_in_effect(now: Group) -> Tensor:
     """(F,) bound of the effective share of any Gaussian; 1 where the prior's draws do not tell."""
+    unknown = torch.ones(len(now.records), **now.like)  # type: ignore[arg-type]
+    if not now.n_prior:
+        return unknown
     log_w, z = now.of_prior(), now.searched[:, : now.n_prior]
-    if not now.n_prior or bool((effective_sample_size(log_w) < SEEN).any()):
-        return torch.ones(len(now.records), **now.like)  # type: ignore[arg-type]
+    if bool((effective_sample_size(log_w) < SEEN).any()):
+        return unknown
     weights = torch.softmax(log_w, 1)
     centred = z - (weights[..., None] * z).sum(1, keepdim=True)
     cov = (weights[..., None] * centred).mT @ centred

@@ -218,6 +218,8 @@ class Blend:
 
     def of_fits(self, which: Tensor) -> "Blend":
         """Those `which`, (F,) bool."""
+        if bool(which.all()):
+            return self
         return Blend(self.main.of_fits(which), self.rest.of_fits(which), self.share[which])
 
 

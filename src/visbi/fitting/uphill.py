@@ -36,7 +36,8 @@ _DIRECTIONS = 8  # in which a top's width is measured
 def too_low(q: Proposal, z: Tensor, least: Tensor) -> Tensor:
     """(F, N) whether log q at z (F, N, d) is below `least` (F, N).
 
-    Of a mixture all components are added up only where the largest alone does not show that it is not.
+    Of a mixture all components are added up only where the largest alone does not show that it is not, and all
+    are looked at only where the widest do not show it.
 
     >>> q = Mixture.of(torch.zeros(1, 1), torch.zeros(1, 1, 1), torch.ones(1, 1, 1, 1))
     >>> too_low(q, torch.tensor([[[0.0], [4.0]]]), torch.tensor([[-5.0, -5.0]]))
@@ -44,9 +45,10 @@ def too_low(q: Proposal, z: Tensor, least: Tensor) -> Tensor:
     """
     if not isinstance(q, Mixture):
         return q.log_prob(z) < least
-    low = q.at_least(z) < least
-    anywhere = low.any(0)
-    low[:, anywhere] = q.log_prob(z[:, anywhere]) < least[:, anywhere]
+    low = torch.ones_like(least, dtype=torch.bool)
+    for bound in (q.widest.at_least, q.at_least, q.log_prob):
+        left = low.any(0)
+        low[:, left] = bound(z[:, left]) < least[:, left]
     return low
 
 

@@ -168,7 +168,7 @@ def missing_uphill(
     A certificate's own draws are, too: of a needle beside a haystack few draws tell, each of great
     weight, and what they say of the mass is no measure (`missing_of_points`).
     """
-    z, ell = _points(now)
+    z, ell = _points(now, _accusing(now, q, log_z))
     few = now.alone and now.target.dim <= SEARCHED
     if trial is not None and few and now.target.budget.left > _ROOM * _KNOWN * now.target.dim * _ON_A_LINE:
         line = along_axes(_resampled(trial, _KNOWN), _ON_A_LINE)
@@ -280,8 +280,7 @@ def missing_of_points(now: Group, q: Proposal, trial: Trial) -> Tensor:
 
     Less what q's own draws, the trial, find there: that much their weights bring back.
     """
-    log_z = trial.log_z[:, None]
-    low = too_low(q, now.pool.z, now.pool.ell - log_z - LOW)
+    low, log_z = _accusing(now, q, trial.log_z), trial.log_z[:, None]
     somewhere = low.any(0)
     if not bool(somewhere.any()):
         return torch.zeros_like(trial.log_z)
@@ -392,9 +391,19 @@ def _resampled(trial: Trial, n: int) -> Tensor:
     return picked(trial.z, torch.stack([resample(row, n) for row in smooth]))
 
 
-def _points(now: Group) -> tuple[Tensor, Tensor]:
-    """All points so far, (F, N, d), and the target at them."""
-    each = [(now.pool.z, now.pool.ell)]
+def _accusing(now: Group, q: Proposal, log_z: Tensor) -> Tensor:
+    """(F, N) whether q is much too low at the points of all proposals."""
+    low = []
+    for other, trial in now.pool.proposals:
+        least = trial.ell - log_z[:, None] - LOW
+        low.append(trial.log_q < least if other is q else too_low(q, trial.z, least))
+    return torch.cat(low, 1)
+
+
+def _points(now: Group, some: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """All points so far, (F, N, d), and the target at them; of the proposals' those alone that `some` fit has."""
+    z, ell = now.pool.z, now.pool.ell
+    each = [(z, ell) if some is None else (z[:, some.any(0)], ell[:, some.any(0)])]
     each += [(now.searched, now.found)] if len(now.searched) else []
     each += [] if now.seen is None else [(now.seen.z, now.seen.ell)]
     z, ell = (torch.cat(parts, 1) for parts in zip(*each, strict=True))
