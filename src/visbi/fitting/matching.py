@@ -5,12 +5,11 @@ others: they answer regressions on raw predictors, and of equal modes, such as l
 particles that came a long way may have kept one.
 
 None is matched where enough of the prior's draws lie in the posterior to tell that none fits: the effective
-share of draws of q is 1 / E_p[p / q], at most exp(-KL(p | q)), and no Gaussian has a lower KL(p | q) than that
-with p's mean and covariance.
+share of draws of q is 1 / E_p[p / q], at most exp(-KL(p | q)), and no Gaussian has a lower KL(p | q) than the
+one with p's mean and covariance.
 """
 
 import math
-
 from collections.abc import Sequence
 
 import torch

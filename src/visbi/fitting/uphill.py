@@ -36,8 +36,8 @@ _DIRECTIONS = 8  # in which a top's width is measured
 def too_low(q: Proposal, z: Tensor, least: Tensor) -> Tensor:
     """(F, N) whether log q at z (F, N, d) is below `least` (F, N).
 
-    Of a mixture all components are added up only where the largest alone does not show that it is not, and all
-    are looked at only where the widest do not show it.
+    Of a mixture all components are added up only where the largest alone does not show that it is not, and
+    all are looked at only where the widest do not show it.
 
     >>> q = Mixture.of(torch.zeros(1, 1), torch.zeros(1, 1, 1), torch.ones(1, 1, 1, 1))
     >>> too_low(q, torch.tensor([[[0.0], [4.0]]]), torch.tensor([[-5.0, -5.0]]))

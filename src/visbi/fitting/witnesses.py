@@ -401,7 +401,7 @@ def _accusing(now: Group, q: Proposal, log_z: Tensor) -> Tensor:
 
 
 def _points(now: Group, some: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """All points so far, (F, N, d), and the target at them; of the proposals' those alone that `some` fit has."""
+    """All points so far, (F, N, d), and the target at them; of the proposals' only `some` of any fit's."""
     z, ell = now.pool.z, now.pool.ell
     each = [(z, ell) if some is None else (z[:, some.any(0)], ell[:, some.any(0)])]
     each += [(now.searched, now.found)] if len(now.searched) else []
