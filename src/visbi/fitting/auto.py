@@ -11,9 +11,11 @@ from visbi.certificate.modes import find_modes
 from visbi.core.checks import violation
 from visbi.core.progress import Progress
 from visbi.families.base import Body, LinkedFamily
+from visbi.families.bent import BentBody
 from visbi.families.blend import BlendBody
 from visbi.families.gaussians import Mixture
 from visbi.families.mixture import MixtureBody
+from visbi.fitting.bend import BentProposal
 from visbi.fitting.budget import Budget
 from visbi.fitting.config import TrainOptions
 from visbi.fitting.flow import FlowProposal
@@ -137,6 +139,8 @@ def _body(q: Proposal) -> Body:
         return MixtureBody.of(q.log_weights[0].exp(), q.loc[0], q.cov[0])
     if isinstance(q, FlowProposal):
         return q.body
+    if isinstance(q, BentProposal):
+        return BentBody(_body(q.noise), q.bend)
     assert isinstance(q, Blend)
     return BlendBody([_body(q.main), _body(q.rest)], torch.cat([1.0 - q.share, q.share]))
 

@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from visbi.certificate.modes import find_modes
 from visbi.certificate.report import Report
 from visbi.certificate.rows import effective_sample_size
 from visbi.certificate.weights import resample
@@ -153,6 +154,11 @@ class Record:
     lacking: bool = False
     doubted: bool = False
     broken: float = 0.0
+
+    def count_among(self, z: Tensor, q: Proposal) -> None:
+        """From now on modes are those of q (F = 1) among points z (N, d)."""
+        self.count_modes = lambda: len(find_modes(z, lambda z: q.log_prob(z[None])[0]))
+        self.__dict__.pop("modes", None)
 
     @cached_property
     def modes(self) -> int:

@@ -1,7 +1,8 @@
 r"""The automatic fit: cheap ways first, dearer ones only where those before them did not do.
 
     Gaussian    matched to scores from the prior; exact for many posteriors
-    mixture     matched, and fitted to what a tempered explorer saw; refitted to weighted draws
+    bend        a Gaussian bent by regression on what a tempered explorer saw, of one fit
+    mixture     matched, and fitted to what the explorer saw; refitted to weighted draws
     flow        trained by the reverse KL where no mixture fits
     bridge      particles carried from the best q to the posterior, and a mixture fitted to them
     particles   those themselves, flagged
@@ -24,6 +25,7 @@ import torch
 from visbi.certificate.report import GOOD
 from visbi.certificate.verdict import BROKEN, broken_sentence, certify
 from visbi.families.gaussians import Mixture
+from visbi.fitting.bending import bent
 from visbi.fitting.bridge import bridge
 from visbi.fitting.budget import BudgetReached
 from visbi.fitting.climbing import ALONE, Answer, Effort, Group, Record
@@ -125,7 +127,7 @@ def _particles(now: Group) -> Sequence[Group]:
     return [now]
 
 
-_EVERY_RUNG: tuple[Rung, ...] = (look, gaussian, mixture, _flow, _bridge, _particles)
+_EVERY_RUNG: tuple[Rung, ...] = (look, gaussian, bent, mixture, _flow, _bridge, _particles)
 _QUICK_RUNGS: tuple[Rung, ...] = (look, gaussian, prior_draws, mixture, _flow)
 
 

@@ -7,12 +7,11 @@ before a certificate is, if one may do.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial, reduce
+from functools import reduce
 
 import torch
 from torch import Tensor
 
-from visbi.certificate.modes import find_modes
 from visbi.core.rows import picked
 from visbi.families.gaussians import Mixture
 from visbi.fitting.afar import at_summits
@@ -84,8 +83,7 @@ def mixture(now: Group) -> Sequence[Group]:
     if not now.alone:
         return _refits(now, best, trial)
     for i, record in enumerate(now.records):
-        one = best.of_fits(now.one(i))
-        record.count_modes = partial(_modes_among, seen.z[i], one)
+        record.count_among(seen.z[i], best.of_fits(now.one(i)))
     return _refits(now, best, trial)
 
 
@@ -135,10 +133,6 @@ def _better(q: Mixture, trial: Trial, other: Mixture, fresh: Trial) -> tuple[Mix
     """q, or the other where its merit is clearly higher."""
     higher = fresh.merit > _CLEARLY * trial.merit
     return q.better(other, higher), trial.better(fresh, higher)
-
-
-def _modes_among(z: Tensor, q: Mixture) -> int:
-    return len(find_modes(z, lambda z: q.log_prob(z[None])[0]))
 
 
 def matched_from(now: Group, starts: Tensor, cov: Tensor) -> Mixture:

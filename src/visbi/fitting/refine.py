@@ -36,6 +36,7 @@ __all__ = [
     "around",
     "from_particles",
     "matched",
+    "of_points",
     "patch",
     "refined",
     "weighed",
@@ -164,7 +165,11 @@ def from_particles(seen: Exploration, most: int = POINTS, *, components: int = C
     >>> from_particles(seen).sample(10).shape
     torch.Size([1, 10, 2])
     """
-    z, weights = thinned(*seen.weighted(), most)
+    return of_points(*thinned(*seen.weighted(), most), components=components)
+
+
+def of_points(z: Tensor, weights: Tensor, *, components: int) -> Mixture:
+    """EM on weighted points (F, M, d), from local covariances, with no more components than they make up for."""
     d = z.shape[-1]
     room = ((weights > 0).sum(1) // (3 * d + 10)).clamp(1, components)
     centres = picked(z, spread_out(z, weights, int(room.max())))

@@ -4,7 +4,7 @@ Nothing of it trains on, so there is no optimiser to store. The draws are, becau
 from them: equal seeds give equal draws after loading.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from visbi.core.encoding import Kind, described
 from visbi.core.random import seeded
 from visbi.families import Family
 from visbi.families.base import Body
+from visbi.families.bent import Bend, BentBody, features
 from visbi.families.blend import BlendBody
 from visbi.families.coupling import CouplingBody
 from visbi.families.mixture import MixtureBody
@@ -131,11 +132,35 @@ def _blend(bodies: list[Body], shares: Tensor) -> BlendBody:
     return made
 
 
+def _bend_fields(bend: Bend) -> dict[str, Any]:
+    return {field.name: getattr(bend, field.name) for field in fields(Bend)}
+
+
+def _bend(crossed: bool, **tensors: Tensor) -> Bend:
+    d = len(tensors["centre"])
+    n = len(features(d, crossed=crossed)[0])
+    shapes = {"mean": (n, d), "log_scale": (n, d)}
+    for name, value in tensors.items():
+        if value.shape != shapes.get(name, (d,)):
+            raise ValueError(f"a bend of {d} entries with {name} of shape {tuple(value.shape)}")
+    if not torch.equal(tensors["order"].sort().values, torch.arange(d)):
+        raise ValueError("a bend whose order is no permutation")
+    return Bend(crossed=crossed, **tensors)
+
+
+def _bent(inner: Body, bend: Bend) -> BentBody:
+    if not (isinstance(inner, MixtureBody) and isinstance(bend, Bend)):
+        raise TypeError(f"a bent body of {described(inner)} and {described(bend)}")
+    return BentBody(inner, bend)
+
+
 AUTOMATIC = (
     Kind("MixtureBody", MixtureBody, _mixture_fields, _mixture),
     Kind("CouplingBody", CouplingBody, _coupling_fields, _coupling),
     Kind("WidenedBody", WidenedBody, _widened_fields, _widened),
     Kind("BlendBody", BlendBody, _blend_fields, _blend),
+    Kind("Bend", Bend, _bend_fields, _bend),
+    Kind("BentBody", BentBody, lambda body: {"inner": body.inner, "bend": body.bend}, _bent),
     dataclass_kind(Mode),
     Kind(
         "WeightedDraws",

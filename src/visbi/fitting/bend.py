@@ -1,0 +1,257 @@
+r"""Mixtures that are bent (`families.bent`), and the regression that finds how: which entry comes after which, its mean and its scale.
+
+From weighted points alone, without the potential. The entry that the others tell most about, beyond what they
+tell linearly, comes last; then the one that what is left tells most about, and so on until there is nothing
+to be told. What is told is counted in nats,
+
+    log(sd of residuals, linear / quadratic),   and   Var(explained part of log r^2) / 4,
+
+for means and for scales (log r^2 = 2 log s + log chi^2_1), less what as many features of noise would tell.
+Then each entry's mean is regressed on the features of those before it, its log-scale on the logarithms of the
+squared residuals and by Newton's method for the likelihood, and the mean once more with weights 1 / s^2;
+features within three standard errors of nothing are left out.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from visbi.families.bent import Bend, features
+from visbi.families.gaussians import Mixture
+
+__all__ = ["BentProposal", "bend_of"]
+
+CROSSED = 12
+"""Dimensions up to which products of different entries are features."""
+_RIDGE = 1e-9
+_SIGNIFICANT, _PRUNINGS = 3.0, 2  # standard errors, and how often features are left out
+_LEAST = 0.02  # nats that the others must tell of an entry
+_MEAN, _VARIANCE = -1.2704, math.pi**2 / 2  # of log chi^2_1
+_NEWTON = 6  # steps
+_ROOM = 0.5  # nats beyond the points' log-scales
+_STEEPEST = 1e4  # weight of a point, relative to the median one
+_TINY = 1e-12  # of a variance
+
+
+@dataclass(frozen=True)
+class BentProposal:
+    """A mixture that is bent, of a single fit (F = 1); see `pool.Proposal`.
+
+    Attributes:
+        noise: what is bent, in u.
+        bend: the map from u to z.
+    """
+
+    noise: Mixture
+    bend: Bend
+
+    def sample(self, n: int) -> Tensor:
+        """(1, n, d)."""
+        return self.draw(n)[0]
+
+    def draw(self, n: int) -> tuple[Tensor, Tensor]:
+        """(1, n, d) and log q there, (1, n)."""
+        u = self.noise.sample(n)
+        z, log_det = self.bend.push(u)
+        return z, self.noise.log_prob(u) - log_det
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """(1, N) for z (1, N, d)."""
+        u, log_det = self.bend.pull(z)
+        return self.noise.log_prob(u) + log_det
+
+    def log_prob_and_score(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """(1, N) and the gradient (1, N, d) for z (1, N, d)."""
+        with torch.enable_grad():
+            leaf = z.detach().requires_grad_()
+            log_q = self.log_prob(leaf)
+            (score,) = torch.autograd.grad(log_q.sum(), leaf)
+        return log_q.detach(), score
+
+    def of_fits(self, which: Tensor) -> "BentProposal":
+        """Itself: there is one fit."""
+        assert bool(which.all())
+        return self
+
+
+def bend_of(z: Tensor, weights: Tensor) -> tuple[Bend, float]:
+    """The bend of points z (N, d) with weights (N,), which add up to one, and what it tells, in nats.
+
+    >>> torch.manual_seed(0).__class__.__name__
+    'Generator'
+    >>> x = torch.randn(2000, 3).double()
+    >>> x[:, 0] = x[:, 2].square() + 0.1 * x[:, 0]  # the first after the third
+    >>> bend, nats = bend_of(x, torch.full((2000,), 1 / 2000).double())
+    >>> bend.order.tolist()[-1], round(nats, 1)  # log(sqrt(2 + .01) / .1) = 2.6
+    (0, 2.6)
+    >>> bend.pull(x)[0].std(0)
+    tensor([1.0000, 1.0000, 1.0000], dtype=torch.float64)
+    """
+    d = z.shape[1]
+    n = float(1.0 / weights.square().sum())
+    centre = weights @ z
+    scale = (weights @ (z - centre).square()).sqrt().clamp_min(1e-300)
+    w = (z - centre) / scale
+    crossed = d <= CROSSED
+    order, nats = _ordered(_Points.of(w, weights, n, crossed=crossed))
+    points = _Points.of(w[:, order], weights, n, crossed=crossed)
+    mean, log_scale, s = _fitted(points)
+    low, high = s.amin(0) - _ROOM, s.amax(0) + _ROOM
+    return Bend(centre, scale, order, mean, log_scale, low, high, crossed), nats
+
+
+@dataclass(frozen=True)
+class _Points:
+    """Standardised points and their features.
+
+    Attributes:
+        w: (N, d). weights: (N,). n: how many they are in effect.
+        each: (N, P) features. gram: (P, P) of them.
+        needs: (P, d) whether a feature needs an entry.
+        linear, plain: (P,) whether a feature is of degree one at most; whether it is no product of two entries.
+    """
+
+    w: Tensor
+    weights: Tensor
+    n: float
+    each: Tensor
+    gram: Tensor
+    needs: Tensor
+    linear: Tensor
+    plain: Tensor
+
+    @staticmethod
+    def of(w: Tensor, weights: Tensor, n: float, *, crossed: bool) -> "_Points":
+        d = w.shape[1]
+        i, j = (index.to(w.device) for index in features(d, crossed=crossed))
+        one_w = torch.cat([torch.ones_like(w[:, :1]), w], 1)
+        each = one_w[:, i] * one_w[:, j]
+        entry = torch.arange(1, d + 1, device=w.device)
+        needs = (i[:, None] == entry) | (j[:, None] == entry)
+        gram = (weights[:, None] * each).T @ each
+        return _Points(w, weights, n, each, gram, needs, j == 0, (j == 0) | (i == j))
+
+    def regressed(
+        self, y: Tensor, allowed: Tensor, gram: Tensor | None = None, pull: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Coefficients (P, K) of y (N, K) on the features allowed (K, P), and Gram factors (K, P, P).
+
+        With weights of their own for each y, `gram` (K, P, P) and `pull` (P, K) are what these make of the
+        features and of y.
+        """
+        gram = self.gram if gram is None else gram
+        pull = (self.weights[:, None] * self.each).T @ y if pull is None else pull
+        both = allowed[:, :, None] & allowed[:, None]
+        eye = torch.eye(allowed.shape[1], dtype=y.dtype, device=y.device)
+        matrix = torch.where(both, gram, 0.0)
+        diagonal = torch.where(allowed, matrix.diagonal(dim1=-2, dim2=-1) * _RIDGE + _TINY, 1.0)
+        tril = torch.linalg.cholesky_ex(matrix + eye * diagonal[:, None])[0]
+        right = torch.where(allowed, pull.T, 0.0)[..., None]
+        found = torch.cholesky_solve(right, tril)[..., 0]
+        return found.T, tril
+
+    def pruned(self, y: Tensor, allowed: Tensor, variance: float | None = None, **weighted: Tensor) -> Tensor:
+        """The coefficients without those within their noise, of that variance or the residuals'; (P, K)."""
+        found, tril = self.regressed(y, allowed, **weighted)
+        for _ in range(_PRUNINGS):
+            spread = torch.cholesky_inverse(tril).diagonal(dim1=-2, dim2=-1) / self.n
+            if variance is None:
+                spread = spread * (self.weights @ (y - self.each @ found).square())[:, None]
+            else:
+                spread = spread * variance
+            large = found.T.abs() > _SIGNIFICANT * spread.sqrt()
+            large[:, 0] = True  # the constant stays
+            if bool((large | ~allowed).all()):
+                break
+            allowed = allowed & large
+            found, tril = self.regressed(y, allowed, **weighted)
+        return found
+
+
+def _ordered(points: _Points) -> tuple[Tensor, float]:
+    """The order of entries (d,), and what each is told by those before it, in all, in nats."""
+    d = points.w.shape[1]
+    left, last, nats = list(range(d)), [], 0.0
+    while len(left) > 1:
+        gone = points.needs[:, [k for k in range(d) if k not in left]].any(1)
+        told = _told(points, left, gone)
+        best = int(told.argmax())
+        if not float(told[best]) > _LEAST:
+            break
+        nats += float(told[best])
+        last.append(left.pop(best))
+    return torch.tensor([*left, *reversed(last)], device=points.w.device), nats
+
+
+def _told(points: _Points, entries: list[int], gone: Tensor) -> Tensor:
+    """(K,) nats that the others tell of each entry, beyond what they tell linearly; `gone` (P,) is no feature."""
+    w, n = points.w[:, entries], points.n
+    allowed = ~gone & ~points.needs.T[entries]
+    straight, plain = allowed & points.linear, allowed & points.plain
+    bent = w - points.each @ points.regressed(w, allowed)[0]
+    plainly = w - points.each @ points.regressed(w, straight)[0]
+    by_mean = 0.5 * ((points.weights @ plainly.square()) / (points.weights @ bent.square())).log()
+    by_mean = by_mean - 0.5 * (allowed.sum(1) - straight.sum(1)) / n
+    y = _log_square(bent, points.weights)
+    y = y - points.weights @ y
+    explained = points.weights @ (points.each @ points.regressed(y, plain)[0]).square()
+    return by_mean + 0.25 * (explained - _VARIANCE * plain.sum(1) / n).clamp_min(0.0)
+
+
+def _log_square(r: Tensor, weights: Tensor) -> Tensor:
+    square = r.square()
+    return (square + _TINY * (weights @ square)).log()
+
+
+def _fitted(points: _Points) -> tuple[Tensor, Tensor, Tensor]:
+    """Coefficients of means and log-scales (P, d), and the log-scales of all points (N, d)."""
+    entries = torch.arange(points.w.shape[1], device=points.w.device)
+    last = torch.where(points.needs, entries, -1).amax(1)  # (P,) the last entry that a feature needs
+    allowed = last < entries[:, None]
+    mean = points.pruned(points.w, allowed)
+    log_scale = _scales(points, points.w - points.each @ mean, allowed & points.plain)
+    s = points.each @ log_scale
+    uneven = (log_scale[1:] != 0).any(0)
+    if bool(uneven.any()):
+        weight = (2 * (s.median(0).values - s)[:, uneven]).exp().clamp_max(_STEEPEST) * points.weights[
+            :, None
+        ]
+        weight = weight / weight.sum(0)
+        gram = (weight.T[:, :, None] * points.each).mT @ points.each
+        pull = points.each.T @ (weight * points.w[:, uneven])
+        again = points.pruned(points.w[:, uneven], allowed[uneven], gram=gram, pull=pull)
+        mean = mean.clone()
+        mean[:, uneven] = again
+        log_scale = _scales(points, points.w - points.each @ mean, allowed & points.plain)
+        s = points.each @ log_scale
+    return mean, log_scale, s
+
+
+def _scales(points: _Points, r: Tensor, allowed: Tensor) -> Tensor:
+    """Coefficients (P, K) of the log-scales of residuals r (N, K)."""
+    y = _log_square(r, points.weights)
+    found = 0.5 * points.pruned(y, allowed, _VARIANCE)
+    found[0] -= 0.5 * _MEAN
+    allowed = (found != 0).T
+    allowed[:, 0] = True
+    some = allowed.any(0)
+    each, here = points.each[:, some], allowed[:, some]
+    g = found[some]
+    eye = torch.eye(each.shape[1], dtype=r.dtype, device=r.device)
+    for _ in range(_NEWTON):
+        ratio = (r.square() * (-2 * (each @ g)).clamp(-60.0, 60.0).exp()).clamp_max(1e6)
+        slope = each.T @ (points.weights[:, None] * (1.0 - ratio))
+        weight = 2 * points.weights[:, None] * ratio
+        curve = (weight.T[:, :, None] * each).mT @ each
+        curve = torch.where(here[:, :, None] & here[:, None], curve, 0.0)
+        diagonal = torch.where(here, 1e-6 * curve.diagonal(dim1=-2, dim2=-1) + _TINY, 1.0)
+        step = torch.linalg.solve(curve + eye * diagonal[:, None], torch.where(here, slope.T, 0.0))
+        change = (each @ step.T).abs().amax(0)
+        g = g - step.T / change.clamp_min(1.0)
+        if float(change.max()) < 1e-3:
+            break
+    found = torch.zeros_like(found)
+    found[some] = g
+    return found
