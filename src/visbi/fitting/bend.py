@@ -1,15 +1,15 @@
 r"""Mixtures that are bent (`families.bent`), and the regression that finds how: which entry comes after which, its mean and its scale.
 
 From weighted points alone, without the potential. The entry that the others tell most about, beyond what they
-tell linearly, comes last; then the one that what is left tells most about, and so on until there is nothing
-to be told. What is told is counted in nats,
+tell linearly and less what it tells of them, comes last; then the one that what is left tells most about, and
+so on until there is nothing to be told. What is told is counted in nats,
 
     log(sd of residuals, linear / quadratic),   and   Var(explained part of log r^2) / 4,
 
 for means and for scales (log r^2 = 2 log s + log chi^2_1), less what as many features of noise would tell.
 Then each entry's mean is regressed on the features of those before it, its log-scale on the logarithms of the
 squared residuals and by Newton's method for the likelihood, and the mean once more with weights 1 / s^2;
-features within three standard errors of nothing are left out.
+features within four standard errors of nothing are left out.
 """
 
 import math
@@ -26,7 +26,7 @@ __all__ = ["BentProposal", "bend_of"]
 CROSSED = 12
 """Dimensions up to which products of different entries are features."""
 _RIDGE = 1e-9
-_SIGNIFICANT, _PRUNINGS = 3.0, 2  # standard errors, and how often features are left out
+_SIGNIFICANT, _PRUNINGS = 4.0, 2  # standard errors, and how often features are left out
 _LEAST = 0.02  # nats that the others must tell of an entry
 _MEAN, _VARIANCE = -1.2704, math.pi**2 / 2  # of log chi^2_1
 _NEWTON = 6  # steps
@@ -174,12 +174,14 @@ def _ordered(points: _Points) -> tuple[Tensor, float]:
     """The order of entries (d,), and what each is told by those before it, in all, in nats."""
     d = points.w.shape[1]
     left, last, nats = list(range(d)), [], 0.0
+    alone = _told_alone(points)
     while len(left) > 1:
         gone = points.needs[:, [k for k in range(d) if k not in left]].any(1)
         told = _told(points, left, gone)
-        best = int(told.argmax())
-        if not float(told[best]) > _LEAST:
+        if not float(told.max()) > _LEAST:
             break
+        # what tells much of others stays: of a funnel's neck its mouth tells something, too
+        best = int(torch.where(told > _LEAST, told - alone[left][:, left].sum(1), -torch.inf).argmax())
         nats += float(told[best])
         last.append(left.pop(best))
     return torch.tensor([*left, *reversed(last)], device=points.w.device), nats
@@ -200,9 +202,30 @@ def _told(points: _Points, entries: list[int], gone: Tensor) -> Tensor:
     return by_mean + 0.25 * (explained - _VARIANCE * plain.sum(1) / n).clamp_min(0.0)
 
 
+def _told_alone(points: _Points) -> Tensor:
+    """(d, d) nats that entry k alone tells of entry j, beyond what it tells linearly."""
+    w, weights = points.w, points.weights
+    each = torch.stack([torch.ones_like(w), w, w.square()], -1).movedim(1, 0)  # (d, N, 3)
+    weighted = (weights[:, None] * each).mT
+    eye = torch.eye(3, dtype=w.dtype, device=w.device)
+
+    def left_by(y: Tensor, n: int) -> Tensor:  # residuals (d, N, d) of y (N, d), or (d, N, d)
+        some = each[..., :n]
+        gram = weighted[:, :n] @ some + _RIDGE * eye[:n, :n]
+        return y - some @ torch.linalg.solve(gram, weighted[:, :n] @ y)
+
+    linear, bent = left_by(w, 2), left_by(w, 3)
+    by_mean = 0.5 * ((weights @ linear.square()) / (weights @ bent.square()).clamp_min(1e-300)).log()
+    y = _log_square(bent, weights)
+    y = y - (weights @ y)[:, None]
+    explained = weights @ y.square() - weights @ left_by(y, 3).square()
+    told = by_mean - 0.5 / points.n + 0.25 * (explained - 2 * _VARIANCE / points.n).clamp_min(0.0)
+    return told.clamp_min(0.0).fill_diagonal_(0.0)
+
+
 def _log_square(r: Tensor, weights: Tensor) -> Tensor:
     square = r.square()
-    return (square + _TINY * (weights @ square)).log()
+    return (square + _TINY * (weights @ square)[..., None, :]).log()
 
 
 def _fitted(points: _Points) -> tuple[Tensor, Tensor, Tensor]:

@@ -26,10 +26,10 @@ __all__ = ["bent"]
 
 _DIMENSIONS = 3  # from which it is tried: in the plane a mixture follows any bend
 _WORTH = 0.1  # nats that entries must tell of each other, beyond what they tell linearly
-_LEFT = 1.0  # nats by which, particles say, a bent Gaussian is off at most: of two modes it is by more
-_ROUNDS = 6
-_EARLY, _SLOW = 3, 0.1  # rounds after which the share must have come to so much
-_FULL = 20.0  # points in effect, for each dimension, that a regression wants, or else they are tempered
+_LEFT = 0.8  # nats by which, particles say, a bent Gaussian is off at most: of two modes it is by more
+_ROUNDS = 7
+_EARLY, _SLOW = 4, 0.1  # rounds after which the share must have come to so much
+_FULL = 40.0  # points in effect, for each dimension, that a regression wants, or else they are tempered
 _GROWN = 1.05  # times the share so far, or else the map has done what it can
 _COMPONENTS = 12
 
@@ -58,8 +58,9 @@ def _of_particles(now: Group) -> BentProposal | None:
     assert seen is not None
     weights = torch.full_like(seen.ell, 1.0 / seen.ell.shape[1])
     q, nats = _of_points(seen.z, weights, components=1)
+    now.bent = nats > _WORTH
     off = (seen.ell - q.log_prob(seen.z)).mean() - seen.log_evidence
-    return q if nats > _WORTH and float(off) < _LEFT else None
+    return q if now.bent and float(off) < _LEFT else None
 
 
 def _regressed(now: Group, q: BentProposal) -> tuple[BentProposal, Trial, float]:
@@ -76,7 +77,7 @@ def _regressed(now: Group, q: BentProposal) -> tuple[BentProposal, Trial, float]
         done = len(shares) > 1 and highest > LITTLE and shares[-1] < _GROWN * max(shares[:-1])
         z, weights = now.pool.points(now.effort.points, least=_FULL * now.target.dim)
         q, _ = _of_points(z, weights, components=_COMPONENTS if done else 1)
-        trial = now.pool.tried(q, now.effort.trial)
+        trial = now.pool.draw(q, now.effort.trial)
         now.consider(_name(q), q, trial)
         shares.append(float(trial.share))
         if shares[-1] > highest:

@@ -190,6 +190,7 @@ class Group:
         tops: those from particles of all temperatures, and
         small: those from small scales (`afar.at_small_scales`).
         maps: symmetries of the posterior of one fit alone, once they were looked for.
+        bent: whether entries of theta tell of each other what is not linear (`bending`).
     """
 
     target: Target
@@ -210,6 +211,7 @@ class Group:
     tops: Summits | None = None
     small: Summits | None = None
     maps: list[Map] | None = None
+    bent: bool = False
 
     @property
     def alone(self) -> bool:
@@ -244,6 +246,7 @@ class Group:
             None if self.tops is None else self.tops.of_fits(which),
             None if self.small is None else self.small.of_fits(which),
             self.maps,
+            self.bent,
         )
 
     def parts(self, which: Tensor) -> tuple["Group | None", "Group | None"]:
