@@ -57,7 +57,7 @@ def _of_particles(now: Group) -> BentProposal | None:
     seen = now.seen
     assert seen is not None
     weights = torch.full_like(seen.ell, 1.0 / seen.ell.shape[1])
-    q, nats = _of_points(seen.z, weights, components=1)
+    q, nats = _of_points(seen.z, weights)
     now.bent = nats > _WORTH
     off = (seen.ell - q.log_prob(seen.z)).mean() - seen.log_evidence
     return q if now.bent and float(off) < _LEFT else None
@@ -67,21 +67,20 @@ def _regressed(now: Group, q: BentProposal) -> tuple[BentProposal, Trial, float]
     """The best after some rounds, the trial of it, and how steady that is: see `refine.refined`."""
     best, best_trial = q, now.pool.tried(q, now.effort.trial)
     now.consider(_name(q), q, best_trial)
-    shares = [float(best_trial.share)]
-    done = False
-    trial = best_trial
-    while not (done or _good(trial) or len(shares) == _ROUNDS):
+    trial, shares, components = best_trial, [float(best_trial.share)], 1
+    while not (_good(trial) or components > 1 or len(shares) == _ROUNDS):
         highest = max(shares)
         if len(shares) >= _EARLY and highest < _SLOW:
             break
-        done = len(shares) > 1 and highest > LITTLE and shares[-1] < _GROWN * max(shares[:-1])
-        z, weights = now.pool.points(now.effort.points, least=_FULL * now.target.dim)
-        q, _ = _of_points(z, weights, components=_COMPONENTS if done else 1)
+        stalled = len(shares) > 1 and highest > LITTLE and shares[-1] < _GROWN * max(shares[:-1])
+        components = _COMPONENTS if stalled else 1
+        q, _ = _of_points(*now.pool.points(now.effort.points, least=_FULL * now.target.dim), components)
         trial = now.pool.draw(q, now.effort.trial)
         now.consider(_name(q), q, trial)
-        shares.append(float(trial.share))
-        if shares[-1] > highest:
+        if float(trial.share) > highest:
             best, best_trial = q, trial
+        if components == 1:
+            shares.append(float(trial.share))
     return best, best_trial, shares[-1] if _good(trial) else min(shares[-2:])
 
 
@@ -89,7 +88,7 @@ def _good(trial: Trial) -> bool:
     return float(trial.share) > ENOUGH and float(trial.khat) < EVEN
 
 
-def _of_points(z: Tensor, weights: Tensor, *, components: int) -> tuple[BentProposal, float]:
+def _of_points(z: Tensor, weights: Tensor, components: int = 1) -> tuple[BentProposal, float]:
     """What weighted points (1, N, d) show, and what entries tell of each other, in nats."""
     bend, nats = bend_of(z[0], weights[0])
     u, _ = bend.pull(z)
