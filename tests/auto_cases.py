@@ -13,7 +13,9 @@ from posterior_cases import SD, X, box, log_p
 from visbi import VIPosterior
 from visbi.certificate import certify
 from visbi.core.random import seeded
+from visbi.families.bent import Bend, features
 from visbi.families.gaussians import Mixture
+from visbi.fitting.bend import BentProposal
 from visbi.fitting.flow import FlowProposal, flow_body, widened
 from visbi.fitting.ladder import Answer
 from visbi.fitting.pool import Proposal
@@ -21,7 +23,7 @@ from visbi.fitting.refine import Blend
 from visbi.fitting.target import Target
 
 QUIET: dict[str, Any] = dict(show_progress_bar=False, quality_control=False)
-KINDS = ("mixture", "flow", "patched flow")
+KINDS = ("mixture", "bent mixture", "flow", "patched flow")
 
 
 def two_modes(theta: Tensor, x_o: Tensor) -> Tensor:
@@ -67,6 +69,15 @@ def _proposal(kind: str, dim: int) -> Proposal:
     )
     if kind == "mixture":
         return mixture
+    if kind == "bent mixture":
+        noise = Mixture(mixture.log_weights, mixture.loc / spread, mixture.tril / spread)
+        one = torch.ones(dim).double()
+        i, _ = features(dim, crossed=True)
+        coefficients = 0.05 * (i[:, None] <= torch.arange(dim)).double()
+        bend = Bend(
+            loc, spread * one, torch.arange(dim).flip(0), coefficients, coefficients, -one, one, crossed=True
+        )
+        return BentProposal(noise, bend)
     with seeded(3):
         body = flow_body(dim)
         body.placed(loc, spread * torch.eye(dim).double())

@@ -18,6 +18,7 @@ from test_saving import changed
 from visbi import VIPosterior
 from visbi.core.archive import FORMAT_VERSION, ArchiveError
 from visbi.core.random import seeded
+from visbi.families.bent import Bend, BentBody, features
 from visbi.families.blend import BlendBody
 from visbi.families.coupling import CouplingBody
 from visbi.families.gaussian import GaussianBody
@@ -52,7 +53,12 @@ def assert_equal(a: VIPosterior, b: VIPosterior) -> None:
     assert (a.report, a.trace, repr(a)) == (b.report, b.trace, repr(b))
 
 
-BODIES = {"mixture": MixtureBody, "flow": WidenedBody, "patched flow": BlendBody}
+BODIES = {
+    "mixture": MixtureBody,
+    "bent mixture": BentBody,
+    "flow": WidenedBody,
+    "patched flow": BlendBody,
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -237,6 +243,12 @@ def test_a_flipped_byte_is_a_clear_error(tmp_path: Path) -> None:
         VIPosterior.load(tmp_path / "p.visbi", potential_fn=log_p)
 
 
+def bent_body() -> BentBody:
+    one, coefficients = torch.ones(2).double(), torch.zeros(len(features(2, crossed=True)[0]), 2).double()
+    bend = Bend(one, one, torch.arange(2), coefficients, coefficients, -one, one, crossed=True)
+    return BentBody(MixtureBody(2), bend)
+
+
 def test_every_part_of_a_body_is_stored() -> None:
     """One that gets another option or tensor must be stored with it."""
     known = {
@@ -244,6 +256,7 @@ def test_every_part_of_a_body_is_stored() -> None:
         CouplingBody(2): {"dim"},
         WidenedBody(CouplingBody(2), scales=(1.0,), shares=(1.0,)): {"dim"},
         BlendBody([GaussianBody(2)], torch.ones(1)): {"dim"},
+        bent_body(): {"dim", "crossed"},
     }
     of_modules = vars(nn.Module()).keys()
     for body, names in known.items():

@@ -74,13 +74,7 @@ class Bend:
 
     @cached_property
     def _pairs(self) -> tuple[Tensor, Tensor]:
-        i, j = features(len(self.centre), crossed=self.crossed)
-        return i.to(self.order.device), j.to(self.order.device)
-
-    @cached_property
-    def _known(self) -> list[int]:
-        """How many features involve fewer than k entries, for k = 1 .. d."""
-        return [int((self._pairs[0] <= k).sum()) for k in range(len(self.centre))]
+        return features(len(self.centre), crossed=self.crossed)
 
     def pull(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """u (..., d) and log|det du/dz| (...) at z (..., d)."""
@@ -93,18 +87,15 @@ class Bend:
 
     def push(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """z (..., d) and log|det dz/du| (...) at u (..., d)."""
-        one_w, each, log_det = (
-            torch.ones_like(u[..., :1]),
-            torch.ones_like(u[..., :1]),
-            self.scale.log().sum(),
-        )
+        one_w = each = torch.ones_like(u[..., :1])
+        log_det = self.scale.log().sum()
         i, j = self._pairs
-        for k, known in enumerate(self._known):
+        for k in range(u.shape[-1]):
+            known = each.shape[-1]
             s = (each @ self.log_scale[:known, k]).clamp(self.low[k], self.high[k])
-            w = each @ self.mean[:known, k] + s.exp() * u[..., k]
-            one_w = torch.cat([one_w, w[..., None]], -1)
-            new = j[i == k + 1]
-            each = torch.cat([each, w[..., None] * one_w[..., new]], -1)
+            w = (each @ self.mean[:known, k] + s.exp() * u[..., k])[..., None]
+            one_w = torch.cat([one_w, w], -1)
+            each = torch.cat([each, w * one_w[..., j[i == k + 1]]], -1)
             log_det = log_det + s
         return self.centre + self.scale * one_w[..., 1:][..., self.order.argsort()], log_det
 

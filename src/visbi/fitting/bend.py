@@ -1,8 +1,9 @@
-r"""Mixtures that are bent (`families.bent`), and the regression that finds how: which entry comes after which, its mean and its scale.
+r"""Mixtures that are bent (`families.bent`), and the regression that finds how.
 
-From weighted points alone, without the potential. The entry that the others tell most about, beyond what they
-tell linearly and less what it tells of them, comes last; then the one that what is left tells most about, and
-so on until there is nothing to be told. What is told is counted in nats,
+It finds which entry comes after which, its mean and its scale, from weighted points alone, without the
+potential. The entry that the others tell most about, beyond what they tell linearly and less what it tells of
+them, comes last; then the one that what is left tells most about, and so on until there is nothing to be
+told. What is told is counted in nats,
 
     log(sd of residuals, linear / quadratic),   and   Var(explained part of log r^2) / 4,
 
@@ -23,8 +24,7 @@ from visbi.families.gaussians import Mixture
 
 __all__ = ["BentProposal", "bend_of"]
 
-CROSSED = 12
-"""Dimensions up to which products of different entries are features."""
+_CROSSED = 12  # dimensions up to which products of different entries are features
 _RIDGE = 1e-9
 _SIGNIFICANT, _PRUNINGS = 4.0, 2  # standard errors, and how often features are left out
 _LEAST = 0.02  # nats that the others must tell of an entry
@@ -33,6 +33,7 @@ _NEWTON = 6  # steps
 _ROOM = 0.5  # nats beyond the points' log-scales
 _STEEPEST = 1e4  # weight of a point, relative to the median one
 _TINY = 1e-12  # of a variance
+_AT_ONCE = 2**22  # numbers in one temporary
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def bend_of(z: Tensor, weights: Tensor) -> tuple[Bend, float]:
     centre = weights @ z
     scale = (weights @ (z - centre).square()).sqrt().clamp_min(1e-300)
     w = (z - centre) / scale
-    crossed = d <= CROSSED
+    crossed = d <= _CROSSED
     order, nats = _ordered(_Points.of(w, weights, n, crossed=crossed))
     points = _Points.of(w[:, order], weights, n, crossed=crossed)
     mean, log_scale, s = _fitted(points)
@@ -110,7 +111,7 @@ class _Points:
         w: (N, d). weights: (N,). n: how many they are in effect.
         each: (N, P) features. gram: (P, P) of them.
         needs: (P, d) whether a feature needs an entry.
-        linear, plain: (P,) whether a feature is of degree one at most; whether it is no product of two entries.
+        linear, plain: (P,) whether a feature is of degree one at most; is no product of different entries.
     """
 
     w: Tensor
@@ -188,7 +189,7 @@ def _ordered(points: _Points) -> tuple[Tensor, float]:
 
 
 def _told(points: _Points, entries: list[int], gone: Tensor) -> Tensor:
-    """(K,) nats that the others tell of each entry, beyond what they tell linearly; `gone` (P,) is no feature."""
+    """(K,) nats that the others tell of each entry, beyond what is told linearly; `gone` features are out."""
     w, n = points.w[:, entries], points.n
     allowed = ~gone & ~points.needs.T[entries]
     straight, plain = allowed & points.linear, allowed & points.plain
@@ -203,8 +204,10 @@ def _told(points: _Points, entries: list[int], gone: Tensor) -> Tensor:
 
 
 def _told_alone(points: _Points) -> Tensor:
-    """(d, d) nats that entry k alone tells of entry j, beyond what it tells linearly."""
-    w, weights = points.w, points.weights
+    """(d, d) nats that entry k alone tells of entry j, beyond what it tells linearly; by some of the points."""
+    d = points.w.shape[1]
+    some = slice(None, None, math.ceil(len(points.w) * d**2 / _AT_ONCE))
+    w, weights = points.w[some], points.weights[some] / points.weights[some].sum()
     each = torch.stack([torch.ones_like(w), w, w.square()], -1).movedim(1, 0)  # (d, N, 3)
     weighted = (weights[:, None] * each).mT
     eye = torch.eye(3, dtype=w.dtype, device=w.device)

@@ -165,9 +165,9 @@ def _refits(now: Group, q: Mixture, trial: Trial, *, again: int = _AGAIN) -> Seq
 def _unsteady(now: Group, trial: Trial, steady: Tensor) -> Tensor:
     """(F,) where a mixture may lack something that its weights do not tell.
 
-    Even weights of thousands of draws tell, if it is not bent: of two that were, and unsteady, one lacked 6 %.
-    So few as a fit among many has do not: there, of twelve funnels in six dimensions, mixtures with a steady
-    share of .3 to .5, or with even weights, lacked 5 to 23 %.
+    Even weights of thousands of draws tell, but not of what is bent: of eight hierarchies one mixture lacked
+    6 %. So few as a fit among many has do not: there, of twelve funnels in six dimensions, mixtures with a
+    steady share of .3 to .5, or with even weights, lacked 5 to 23 %.
     """
     if not now.alone:
         return steady < CLEAR

@@ -169,7 +169,7 @@ def from_particles(seen: Exploration, most: int = POINTS, *, components: int = C
 
 
 def of_points(z: Tensor, weights: Tensor, *, components: int) -> Mixture:
-    """EM on weighted points (F, M, d), from local covariances, with no more components than they make up for."""
+    """EM on weighted points (F, M, d), from local covariances, with no more components than points allow."""
     d = z.shape[-1]
     room = ((weights > 0).sum(1) // (3 * d + 10)).clamp(1, components)
     centres = picked(z, spread_out(z, weights, int(room.max())))
