@@ -7,10 +7,10 @@ told. What is told is counted in nats,
 
     log(sd of residuals, linear / quadratic),   and   Var(explained part of log r^2) / 4,
 
-for means and for scales (log r^2 = 2 log s + log chi^2_1), less what as many features of noise would tell.
-Then each entry's mean is regressed on the features of those before it, its log-scale on the logarithms of the
-squared residuals and by Newton's method for the likelihood, and the mean once more with weights 1 / s^2;
-features within four standard errors of nothing are left out.
+for means and for scales (log r^2 = 2 log s + log chi^2_1), less what as many features of noise would tell and
+two standard errors of that. Then each entry's mean is regressed on the features of those before it, its
+log-scale on the logarithms of the squared residuals and by Newton's method for the likelihood, and the mean
+once more with weights 1 / s^2; features within four standard errors of nothing are left out.
 """
 
 import math
@@ -27,7 +27,10 @@ __all__ = ["BentProposal", "bend_of"]
 _CROSSED = 12  # dimensions up to which products of different entries are features
 _RIDGE = 1e-9
 _SIGNIFICANT, _PRUNINGS = 4.0, 2  # standard errors, and how often features are left out
-_LEAST = 0.02  # nats that the others must tell of an entry
+_LEAST, _SURE = (
+    0.02,
+    2.0,
+)  # nats that the others must tell of an entry, and standard errors of what noise tells
 _MEAN, _VARIANCE = -1.2704, math.pi**2 / 2  # of log chi^2_1
 _NEWTON = 6  # steps
 _ROOM = 0.5  # nats beyond the points' log-scales
@@ -196,15 +199,18 @@ def _told(points: _Points, entries: list[int], gone: Tensor) -> Tensor:
     bent = w - points.each @ points.regressed(w, allowed)[0]
     plainly = w - points.each @ points.regressed(w, straight)[0]
     by_mean = 0.5 * ((points.weights @ plainly.square()) / (points.weights @ bent.square())).log()
-    by_mean = by_mean - 0.5 * (allowed.sum(1) - straight.sum(1)) / n
+    free, linearly, scales = (each.sum(1).double() for each in (allowed, straight, plain))
+    by_mean = by_mean - 0.5 * ((n - linearly).clamp_min(1.0) / (n - free).clamp_min(1.0)).log()
     y = _log_square(bent, points.weights)
     y = y - points.weights @ y
     explained = points.weights @ (points.each @ points.regressed(y, plain)[0]).square()
-    return by_mean + 0.25 * (explained - _VARIANCE * plain.sum(1) / n).clamp_min(0.0)
+    by_scale = 0.25 * (explained - _VARIANCE * scales / n).clamp_min(0.0)
+    noise = (0.5 * (2 * (free - linearly)).sqrt() + 0.25 * _VARIANCE * (2 * scales).sqrt()) / n
+    return by_mean + by_scale - _SURE * noise
 
 
 def _told_alone(points: _Points) -> Tensor:
-    """(d, d) nats that entry k alone tells of entry j, beyond what it tells linearly; by some of the points."""
+    """(d, d) nats that entry k alone tells of entry j, beyond what is linear, by some of the points."""
     d = points.w.shape[1]
     some = slice(None, None, math.ceil(len(points.w) * d**2 / _AT_ONCE))
     w, weights = points.w[some], points.weights[some] / points.weights[some].sum()
