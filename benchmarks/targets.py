@@ -55,6 +55,7 @@ _HARD: dict[str, Callable[[], Target]] = {
     "ripples_d8": hard.ripples,
     "ball_d4": hard.ball,
     "bananas_d6": hard.bananas,
+    "chain_d4": hard.chain,
     "cross_d4": hard.cross,
     "laplace_d10": hard.laplace,
     "shell_d20": lambda: heldout.shell(20, "hard"),

@@ -32,6 +32,7 @@ __all__ = [
     "ball",
     "bananas",
     "box_pair",
+    "chain",
     "corner",
     "cross",
     "cut",
@@ -234,6 +235,25 @@ def bananas() -> Target:
         return torch.stack([a, a.square() + width * torch.randn_like(a)], -1).reshape(n, 6)
 
     return Target("bananas_d6", 6, wide_normal(10.0, 6), log_prob, draw, 0.0, "hard")
+
+
+def chain() -> Target:
+    """Four entries, each N(the square of the one before, .3^2): a thin tail a thousand widths long."""
+    width = 0.3
+
+    def log_prob(theta: Tensor, x: Tensor | None = None) -> Tensor:
+        exact = theta.double()  # the last entry in the thousands, its width .3
+        first = Normal(torch.tensor(0.0).to(exact), 1.0).log_prob(exact[:, 0])
+        return (first + Normal(exact[:, :-1].square(), width).log_prob(exact[:, 1:]).sum(-1)).to(theta)
+
+    def draw(n: int) -> Tensor:
+        entries = [torch.randn(n, dtype=torch.float64)]
+        for _ in range(3):
+            entries.append(entries[-1].square() + width * torch.randn(n, dtype=torch.float64))
+        return torch.stack(entries, -1)
+
+    prior = wide_normal(torch.tensor([3.0, 5.0, 30.0, 1000.0]), 4)
+    return Target("chain_d4", 4, prior, log_prob, draw, 0.0, "hard")
 
 
 def cross() -> Target:

@@ -135,6 +135,12 @@ def thin_bananas_part(theta: Tensor) -> Tensor:
     return (Normal(1.0, 0.9).log_prob(a) + Normal(a.square(), 0.09).log_prob(b)).sum(-1)
 
 
+def thin_chain_part(theta: Tensor) -> Tensor:
+    """The same chain, narrower."""
+    first = Normal(0.0, 0.9).log_prob(theta[:, 0])
+    return first + Normal(theta[:, :-1].square(), 0.27).log_prob(theta[:, 1:]).sum(-1)
+
+
 def moon_part(theta: Tensor) -> Tensor:
     """Radius and angle of the crescent written out, on one side."""
     side = theta.sum(-1) > 0
@@ -210,6 +216,7 @@ PARTS: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
     "ripples_d8": lambda: fitted("ripples_d8", 0.9),
     "ball_d4": lambda: box_part(torch.full((4,), 1.51), torch.full((4,), 2.49)),
     "bananas_d6": lambda: thin_bananas_part,
+    "chain_d4": lambda: thin_chain_part,
     "cross_d4": lambda: normal(torch.zeros(4, dtype=torch.float64), 0.9).log_prob,
     "laplace_d10": lambda: normal(torch.zeros(10).double(), torch.logspace(-2, 1, 10).double()).log_prob,
     "shell_d20": lambda: shell_part,

@@ -113,11 +113,6 @@ class TestLeftAlone:
         now = group_of(banana, [2.0] * 3, SIDE_BY_SIDE)
         assert bent(now) == [now] and now.seen is None
 
-    def test_what_lacks_a_mode(self):
-        now = group_of(banana, [2.0] * 3)
-        now.records[0].lacking = True
-        assert bent(now) == [now] and now.seen is None
-
     def test_what_is_straight(self):
         now = group_of(lambda theta: standard(4).log_prob(10 * theta), [1.0] * 4)
         assert bent(now) == [now] and not now.bent
