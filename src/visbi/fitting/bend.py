@@ -27,14 +27,12 @@ __all__ = ["BentProposal", "bend_of"]
 _CROSSED = 12  # dimensions up to which products of different entries are features
 _RIDGE = 1e-9
 _SIGNIFICANT, _PRUNINGS = 4.0, 2  # standard errors, and how often features are left out
-_LEAST, _SURE = (
-    0.02,
-    2.0,
-)  # nats that the others must tell of an entry, and standard errors of what noise tells
+_LEAST = 0.02  # nats that the others must tell of an entry, and
+_SURE = 2.0  # standard errors of what noise tells
 _MEAN, _VARIANCE = -1.2704, math.pi**2 / 2  # of log chi^2_1
 _NEWTON = 6  # steps
 _ROOM = 0.5  # nats beyond the points' log-scales
-_STEEPEST = 1e4  # weight of a point, relative to the median one
+_STEEPEST = 10.0  # weight of a point, relative to the median one: with more, few points are all that counts
 _TINY = 1e-12  # of a variance
 _AT_ONCE = 2**22  # numbers in one temporary
 
@@ -137,41 +135,60 @@ class _Points:
         gram = (weights[:, None] * each).T @ each
         return _Points(w, weights, n, each, gram, needs, j == 0, (j == 0) | (i == j))
 
-    def regressed(
-        self, y: Tensor, allowed: Tensor, gram: Tensor | None = None, pull: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Coefficients (P, K) of y (N, K) on the features allowed (K, P), and Gram factors (K, P, P).
+    def residuals(self, y: Tensor, allowed: Tensor) -> Tensor:
+        """What features allowed (K, P) leave of y (N, K)."""
+        return y - self.each @ _solved(self.gram, self.pull(y), allowed)[0]
 
-        With weights of their own for each y, `gram` (K, P, P) and `pull` (P, K) are what these make of the
-        features and of y.
+    def pull(self, y: Tensor) -> Tensor:
+        """(P, K) weighted sums of features times y (N, K)."""
+        return (self.weights[:, None] * self.each).T @ y
+
+    def pruned(
+        self,
+        y: Tensor,
+        allowed: Tensor,
+        *,
+        variance: float | None = None,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """Coefficients (P, K) of y (N, K) on the features allowed (K, P), but for those within their noise.
+
+        Args:
+            y: what is regressed. allowed: on what.
+            variance: of the noise; None: that of the residuals.
+            weights: (N, K) of the points for each y, adding up to one; None: those of all.
         """
-        gram = self.gram if gram is None else gram
-        pull = (self.weights[:, None] * self.each).T @ y if pull is None else pull
-        both = allowed[:, :, None] & allowed[:, None]
-        eye = torch.eye(allowed.shape[1], dtype=y.dtype, device=y.device)
-        matrix = torch.where(both, gram, 0.0)
-        diagonal = torch.where(allowed, matrix.diagonal(dim1=-2, dim2=-1) * _RIDGE + _TINY, 1.0)
-        tril = torch.linalg.cholesky_ex(matrix + eye * diagonal[:, None])[0]
-        right = torch.where(allowed, pull.T, 0.0)[..., None]
-        found = torch.cholesky_solve(right, tril)[..., 0]
-        return found.T, tril
-
-    def pruned(self, y: Tensor, allowed: Tensor, variance: float | None = None, **weighted: Tensor) -> Tensor:
-        """The coefficients without those within their noise, of that variance or the residuals'; (P, K)."""
-        found, tril = self.regressed(y, allowed, **weighted)
+        if weights is None:
+            gram, pull, weights, n = self.gram, self.pull(y), self.weights[:, None], self.n
+        else:
+            gram = (weights.T[:, :, None] * self.each).mT @ self.each
+            pull, n = self.each.T @ (weights * y), 1.0 / weights.square().sum(0)[:, None]
+        found, tril = _solved(gram, pull, allowed)
         for _ in range(_PRUNINGS):
-            spread = torch.cholesky_inverse(tril).diagonal(dim1=-2, dim2=-1) / self.n
-            if variance is None:
-                spread = spread * (self.weights @ (y - self.each @ found).square())[:, None]
-            else:
-                spread = spread * variance
+            noise = variance or (weights * (y - self.each @ found).square()).sum(0)[:, None]
+            spread = torch.cholesky_inverse(tril).diagonal(dim1=-2, dim2=-1) * noise / n
             large = found.T.abs() > _SIGNIFICANT * spread.sqrt()
             large[:, 0] = True  # the constant stays
             if bool((large | ~allowed).all()):
                 break
             allowed = allowed & large
-            found, tril = self.regressed(y, allowed, **weighted)
+            found, tril = _solved(gram, pull, allowed)
         return found
+
+
+def _solved(gram: Tensor, pull: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
+    """Coefficients (P, K) of the features allowed (K, P), and the factors (K, P, P) of their Gram matrices.
+
+    Args:
+        gram: (P, P) of all features, or (K, P, P). pull: (P, K).
+    """
+    both = allowed[:, :, None] & allowed[:, None]
+    eye = torch.eye(allowed.shape[1], dtype=pull.dtype, device=pull.device)
+    matrix = torch.where(both, gram, 0.0)
+    diagonal = torch.where(allowed, matrix.diagonal(dim1=-2, dim2=-1) * _RIDGE + _TINY, 1.0)
+    tril = torch.linalg.cholesky_ex(matrix + eye * diagonal[:, None])[0]
+    right = torch.where(allowed, pull.T, 0.0)[..., None]
+    return torch.cholesky_solve(right, tril)[..., 0].T, tril
 
 
 def _ordered(points: _Points) -> tuple[Tensor, float]:
@@ -196,14 +213,13 @@ def _told(points: _Points, entries: list[int], gone: Tensor) -> Tensor:
     w, n = points.w[:, entries], points.n
     allowed = ~gone & ~points.needs.T[entries]
     straight, plain = allowed & points.linear, allowed & points.plain
-    bent = w - points.each @ points.regressed(w, allowed)[0]
-    plainly = w - points.each @ points.regressed(w, straight)[0]
+    bent, plainly = points.residuals(w, allowed), points.residuals(w, straight)
     by_mean = 0.5 * ((points.weights @ plainly.square()) / (points.weights @ bent.square())).log()
     free, linearly, scales = (each.sum(1).double() for each in (allowed, straight, plain))
     by_mean = by_mean - 0.5 * ((n - linearly).clamp_min(1.0) / (n - free).clamp_min(1.0)).log()
     y = _log_square(bent, points.weights)
     y = y - points.weights @ y
-    explained = points.weights @ (points.each @ points.regressed(y, plain)[0]).square()
+    explained = points.weights @ (y - points.residuals(y, plain)).square()
     by_scale = 0.25 * (explained - _VARIANCE * scales / n).clamp_min(0.0)
     noise = (0.5 * (2 * (free - linearly)).sqrt() + 0.25 * _VARIANCE * (2 * scales).sqrt()) / n
     return by_mean + by_scale - _SURE * noise
@@ -247,15 +263,10 @@ def _fitted(points: _Points) -> tuple[Tensor, Tensor, Tensor]:
     s = points.each @ log_scale
     uneven = (log_scale[1:] != 0).any(0)
     if bool(uneven.any()):
-        weight = (2 * (s.median(0).values - s)[:, uneven]).exp().clamp_max(_STEEPEST) * points.weights[
-            :, None
-        ]
-        weight = weight / weight.sum(0)
-        gram = (weight.T[:, :, None] * points.each).mT @ points.each
-        pull = points.each.T @ (weight * points.w[:, uneven])
-        again = points.pruned(points.w[:, uneven], allowed[uneven], gram=gram, pull=pull)
-        mean = mean.clone()
-        mean[:, uneven] = again
+        weights = (2 * (s.median(0).values - s)[:, uneven]).exp().clamp_max(_STEEPEST)
+        weights = weights * points.weights[:, None]
+        weights = weights / weights.sum(0)
+        mean[:, uneven] = points.pruned(points.w[:, uneven], allowed[uneven], weights=weights)
         log_scale = _scales(points, points.w - points.each @ mean, allowed & points.plain)
         s = points.each @ log_scale
     return mean, log_scale, s
@@ -264,7 +275,7 @@ def _fitted(points: _Points) -> tuple[Tensor, Tensor, Tensor]:
 def _scales(points: _Points, r: Tensor, allowed: Tensor) -> Tensor:
     """Coefficients (P, K) of the log-scales of residuals r (N, K)."""
     y = _log_square(r, points.weights)
-    found = 0.5 * points.pruned(y, allowed, _VARIANCE)
+    found = 0.5 * points.pruned(y, allowed, variance=_VARIANCE)
     found[0] -= 0.5 * _MEAN
     allowed = (found != 0).T
     allowed[:, 0] = True
