@@ -91,9 +91,10 @@ _Moves = tuple[_Move, ...]
 def _disjoint(moves: list[_Move], many: int, found: list[_Moves]) -> list[_Moves]:
     """So many moves at a time, none among them found, no entry touched twice; `_MOST` + 1 sets at most."""
     sets: list[_Moves] = []
+    known = [set(each) for each in found if len(each) > 1]  # what was found by itself is no move any more
     for each in combinations(moves, many):
         touched = [i for flipped, swapped in each for i in (*flipped, *swapped)]
-        if len(set(touched)) == len(touched) and not any(set(known) <= set(each) for known in found):
+        if len(set(touched)) == len(touched) and not any(part <= set(each) for part in known):
             sets.append(each)
             if len(sets) > _MOST:
                 break

@@ -57,7 +57,8 @@ _BELOW, _BELOW_EACH = 3.0, 0.2  # nats that particles' evidence may lack, and mo
 _RESAMPLED, _STARTS = 1024, 8  # draws of q, and Gaussians matched at some of them
 _DRIFT = 5.0  # standard errors
 _DIMENSIONS = 4  # from which draws of the prior that are searched may lead to few of many modes
-_ASCENTS, _STEPS = 128, 10  # from particles of all temperatures, and steps of each
+_ASCENTS, _STEPS = 128, 10  # from particles of all temperatures, and steps of each,
+_SPREAD = 4096  # spread out among so many
 _EACH, _IN_A_BOX = 100, 16_384  # evaluations: of an ascent, and of a search in a box
 _ROOM = 4  # times these that a budget must leave
 _PROBED, _MAPPED = 4, 512  # draws of q that tell symmetries, and that are mapped by each of them
@@ -198,6 +199,7 @@ def missing_at_tops(
         return share
     if now.tops is None:
         z = now.seen.history_z.movedim(0, 1).flatten(1, 2)
+        z = z[:, :: math.ceil(z.shape[1] / _SPREAD)]
         now.tops = above(now.target, z, torch.ones_like(z[..., 0]), _ASCENTS, _STEPS)
     low = too_low(q, now.tops.z, now.tops.ell - log_z[:, None] - LOW)
     there = low.any(1)
