@@ -81,15 +81,14 @@ class BentProposal:
 def bend_of(z: Tensor, weights: Tensor) -> tuple[Bend, float]:
     """The bend of points z (N, d) with weights (N,), which add up to one, and what it tells, in nats.
 
-    >>> torch.manual_seed(0).__class__.__name__
-    'Generator'
+    >>> _ = torch.manual_seed(0)
     >>> x = torch.randn(2000, 3).double()
     >>> x[:, 0] = x[:, 2].square() + 0.1 * x[:, 0]  # the first after the third
     >>> bend, nats = bend_of(x, torch.full((2000,), 1 / 2000).double())
     >>> bend.order.tolist()[-1], abs(nats - math.log(2.01**0.5 / 0.1)) < 0.1
     (0, True)
-    >>> bend.pull(x)[0].std(0)
-    tensor([1.0000, 1.0000, 1.0000], dtype=torch.float64)
+    >>> bool(((bend.pull(x)[0].std(0) - 1).abs() < 0.05).all())
+    True
     """
     d = z.shape[1]
     n = float(1.0 / weights.square().sum())
