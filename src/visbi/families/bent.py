@@ -7,7 +7,7 @@ With w the entries of z, standardised and in an order, and noise u,
 a triangular map (El Moselhy, Marzouk: Bayesian inference with optimal maps. J. Comput. Phys. 2012) of the
 simplest kind that bends, a_k a polynomial of degree two, and narrows, s_k one with squares alone. Bananas,
 chains of parabolas and funnels are such densities; a few hundred coefficients take the place of a network's
-weights, follow by regression (`fitting.bending`), and go on beyond the points that they were fitted to. There
+weights, follow by regression (`fitting.bend`), and go on beyond the points that they were fitted to. There
 s_k is held within half a nat of what it was at the points.
 """
 

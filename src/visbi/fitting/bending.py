@@ -17,7 +17,7 @@ from visbi.families.gaussians import Mixture
 from visbi.fitting.bend import BentProposal, bend_of
 from visbi.fitting.climbing import Group
 from visbi.fitting.mixing import LITTLE
-from visbi.fitting.mixture import defence, defended
+from visbi.fitting.mixture import defence, defended, moments
 from visbi.fitting.pool import Trial
 from visbi.fitting.refine import ENOUGH, of_points
 from visbi.fitting.verdicts import EVEN, SPARE, certified
@@ -108,8 +108,7 @@ def _of_points(z: Tensor, weights: Tensor, components: int = 1) -> tuple[BentPro
     u, _ = bend.pull(z)
     if components > 1:
         return BentProposal(defended(of_points(u, weights, components=components)), bend), nats
-    loc = (weights[..., None] * u).sum(1, keepdim=True)
-    cov = (weights[..., None] * (u - loc)).mT @ (u - loc)
+    loc, cov = moments(u, weights)
     return BentProposal(defended(Mixture.of(torch.zeros_like(loc[..., 0]), loc, cov[:, None])), bend), nats
 
 

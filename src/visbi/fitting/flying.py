@@ -23,6 +23,7 @@ from visbi.families.coupling_stack import CouplingStack
 from visbi.families.gaussians import cholesky
 from visbi.fitting.climbing import Group
 from visbi.fitting.flow import FlowProposal, flow_body, show_points, train_flows
+from visbi.fitting.mixture import moments
 from visbi.fitting.pool import UNSOUND, Trial
 from visbi.fitting.refine import patch
 from visbi.fitting.verdicts import certified
@@ -102,12 +103,10 @@ def _trained(now: Group) -> tuple[FlowProposal, Trial]:
 def _start(now: Group, *, spline: bool) -> CouplingStack:
     """Gaussians with the moments of all points."""
     z, weights = now.pool.points(now.effort.trial)
-    mean = (weights[..., None] * z).sum(1)
-    centred = z - mean[:, None]
-    cov = (weights[..., None] * centred).mT @ centred
+    mean, cov = moments(z, weights)
     cov = cov + 1e-9 * torch.diag_embed(cov.diagonal(dim1=-2, dim2=-1))
     bodies = [flow_body(now.target.dim, spline=spline).to(now.target.device) for _ in now.records]
-    return CouplingStack(bodies).placed(mean, cholesky(cov))
+    return CouplingStack(bodies).placed(mean[:, 0], cholesky(cov))
 
 
 def polished(now: Group, q: FlowProposal, points: tuple[Tensor, Tensor]) -> tuple[FlowProposal, Trial]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from visbi.core.rows import picked
-from visbi.fitting.mixture import local_covariances
+from visbi.fitting.mixture import local_covariances, moments
 from visbi.fitting.moves import Moves, StandardNormal, root
 from visbi.fitting.target import Target
 
@@ -30,8 +30,8 @@ def outermost(z: Tensor, weights: Tensor, n: int) -> tuple[Tensor, Tensor]:
     tensor([-1.0000, -0.9400,  0.9400,  1.0000], dtype=torch.float64)
     """
     d = z.shape[-1]
-    centred = z - (weights[..., None] * z).sum(1, keepdim=True)
-    cov = (weights[..., None] * centred).mT @ centred
+    mean, cov = moments(z, weights)
+    centred = z - mean
     along = torch.cat([centred, centred @ torch.linalg.eigh(cov)[1]], 2)
     both = torch.where((weights > 0)[..., None], torch.cat([along, -along], 2), -torch.inf)
     ranked = both.topk(min(max(_RANKS), z.shape[1]), 1).indices

@@ -22,7 +22,7 @@ from visbi.fitting.afar import at_summits
 from visbi.fitting.climbing import SEEN, Group
 from visbi.fitting.match import match_gaussian
 from visbi.fitting.mixing import CLEAR, LITTLE, matched_from, refitted
-from visbi.fitting.mixture import defended, spread_out
+from visbi.fitting.mixture import defended, moments, spread_out
 from visbi.fitting.pool import BELIEVED, Trial
 from visbi.fitting.target import log_standard_normal
 from visbi.fitting.verdicts import EVEN, SPARE, certified
@@ -65,8 +65,7 @@ def _most_in_effect(now: Group) -> Tensor:
     if bool((effective_sample_size(log_w) < SEEN).any()):
         return unknown
     weights = torch.softmax(log_w, 1)
-    centred = z - (weights[..., None] * z).sum(1, keepdim=True)
-    cov = (weights[..., None] * centred).mT @ centred
+    _, cov = moments(z, weights)
     log_p = torch.log(weights * weights.shape[1]) + log_standard_normal(z)
     negative_entropy = torch.where(weights > 0, weights * log_p, 0.0).sum(1)
     entropy_of_gaussian = 0.5 * (torch.logdet(cov) + z.shape[-1] * math.log(2 * math.pi * math.e))

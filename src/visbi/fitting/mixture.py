@@ -8,7 +8,16 @@ from torch import Tensor
 from visbi.core.rows import picked, trues_first
 from visbi.families.gaussians import Mixture, cholesky
 
-__all__ = ["ALIKE", "bhattacharyya", "defence", "defended", "local_covariances", "merged", "spread_out"]
+__all__ = [
+    "ALIKE",
+    "bhattacharyya",
+    "defence",
+    "defended",
+    "local_covariances",
+    "merged",
+    "moments",
+    "spread_out",
+]
 
 _DEFENCE = ((2.5, 0.08), (6.0, 0.02))  # radii in spreads of the typical shell, and shares
 _LEAST = 1e-8  # smallest variance of a neighbourhood, relative to that of all points
@@ -87,6 +96,18 @@ def bhattacharyya(mixture: Mixture) -> Tensor:
     return between / 8 + 0.5 * (middle - 0.5 * (log_det[:, :, None] + log_det[:, None]))
 
 
+def moments(z: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Means (F, 1, d) and covariances (F, d, d) of points z (F, N, d) with weights (F, N) that add up to one.
+
+    >>> mean, cov = moments(torch.tensor([[[0.0], [4.0]]]), torch.tensor([[0.75, 0.25]]))
+    >>> float(mean), float(cov)
+    (1.0, 3.0)
+    """
+    mean = (weights[..., None] * z).sum(1, keepdim=True)
+    centred = z - mean
+    return mean, (weights[..., None] * centred).mT @ centred
+
+
 def spread_out(z: Tensor, weights: Tensor, n: int) -> Tensor:
     """Indices (F, n) of points z (F, N, d), spread out.
 
@@ -102,9 +123,8 @@ def spread_out(z: Tensor, weights: Tensor, n: int) -> Tensor:
     >>> sorted(z[0, spread_out(z, torch.full((1, 3), 1 / 3).double(), 2)[0], 0].tolist())
     [0.0, 5.0]
     """
-    centre = z - (weights[..., None] * z).sum(1, keepdim=True)
-    cov = (weights[..., None] * centre).mT @ centre
-    y = torch.linalg.solve_triangular(cholesky(cov), centre.mT, upper=False).mT
+    mean, cov = moments(z, weights)
+    y = torch.linalg.solve_triangular(cholesky(cov), (z - mean).mT, upper=False).mT
     fit = torch.arange(len(z), device=z.device)
     chosen = [torch.multinomial(weights, 1)[:, 0]]
     nearest = (y - y[fit, chosen[0]][:, None]).square().sum(-1)
@@ -137,9 +157,7 @@ def local_covariances(
     wanted = torch.minimum(torch.as_tensor(neighbours, device=z.device).expand(len(z)), counts.sum(1))
     rank = torch.arange(int(wanted.max()), device=z.device)
     there = (rank < wanted[:, None]).to(z)[:, None, :, None]  # (F, 1, neighbours, 1)
-    share = counts.to(z) / counts.sum(1, keepdim=True)
-    centred = z - (share[..., None] * z).sum(1, keepdim=True)
-    cov = (share[..., None] * centred).mT @ centred * (n / max(n - 1, 1))
+    cov = moments(z, counts.to(z) / counts.sum(1, keepdim=True))[1] * (n / max(n - 1, 1))
     least = _LEAST * cov.diagonal(dim1=-2, dim2=-1)[:, None]  # where points lie on top of each other
     size = wanted.to(z)[:, None, None, None]
     cov = cov[:, None].expand(-1, centres.shape[1], d, d)
