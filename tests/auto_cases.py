@@ -74,10 +74,9 @@ def _proposal(kind: str, dim: int) -> Proposal:
         one = torch.ones(dim).double()
         i, _ = features(dim, crossed=True)
         coefficients = 0.05 * (i[:, None] <= torch.arange(dim)).double()
-        bend = Bend(
-            loc, spread * one, torch.arange(dim).flip(0), coefficients, coefficients, -one, one, crossed=True
-        )
-        return BentProposal(noise, bend)
+        order = torch.arange(dim).flip(0)
+        each = (loc, spread * one, order, coefficients, coefficients, -one, one)
+        return BentProposal(noise, Bend(*(part[None] for part in each), crossed=True))
     with seeded(3):
         body = flow_body(dim)
         body.placed(loc, spread * torch.eye(dim).double())

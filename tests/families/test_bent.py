@@ -38,6 +38,22 @@ def test_its_determinant_is_that_of_its_jacobian(crossed: bool):
         torch.testing.assert_close(torch.linalg.slogdet(jacobian)[1], made.push(u)[1])  # type: ignore[arg-type]
 
 
+def test_several_maps_at_once():
+    both = bend(order=[0, 1, 2, 3]), bend(order=[2, 0, 3, 1])
+    stacked = {name: torch.stack([each.tensors[name] for each in both]) for name in both[0].tensors}
+    made = Bend(**stacked, crossed=True)
+    u = torch.randn(2, 50, 4).double()
+    z, log_det = made.push(u)
+    back, log_det_back = made.pull(z)
+    torch.testing.assert_close(back, u)
+    torch.testing.assert_close(log_det_back, -log_det)
+    for i, each in enumerate(both):
+        torch.testing.assert_close(z[i], each.push(u[i])[0])
+        torch.testing.assert_close(made.of_fits(i).push(u[i])[0], z[i])
+    first = made.better(made.of_fits(torch.tensor([1, 0])), torch.tensor([True, False]))
+    torch.testing.assert_close(first.push(u)[0][0], both[1].push(u[0])[0])
+
+
 def test_entries_come_in_their_order():
     """The first of them follows its own noise alone."""
     made = bend(order=[2, 0, 3, 1])

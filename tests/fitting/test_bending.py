@@ -10,11 +10,11 @@ from torch.distributions import Independent, MultivariateNormal, Normal
 from visbi.certificate import WeightedDraws
 from visbi.families.bent import BentBody
 from visbi.fitting import bending, looking, matching, mixing
-from visbi.fitting.bending import bent
+from visbi.fitting.bending import bent, bent_at_sight
 from visbi.fitting.climbing import ALONE, SIDE_BY_SIDE, Group, Record
 from visbi.fitting.ladder import Answer, climb
 from visbi.fitting.pool import Pool, Trial
-from visbi.fitting.target import Target
+from visbi.fitting.target import ManyTargets, Target
 from visbi.priors import coordinates
 
 GOOD = ("ok", "corrected")
@@ -109,13 +109,62 @@ class TestLeftAlone:
         now = group_of(lambda theta: banana(torch.cat([theta, theta], 1)[:, :2]), scales)
         assert bent(now) == [now] and now.seen is None
 
-    def test_fits_side_by_side(self):
-        now = group_of(banana, [2.0] * 3, SIDE_BY_SIDE)
-        assert bent(now) == [now] and now.seen is None
-
     def test_what_is_straight(self):
         now = group_of(lambda theta: standard(4).log_prob(10 * theta), [1.0] * 4)
-        assert bent(now) == [now] and not now.bent
+        assert bent(now) == [now] and not now.records[0].bent
+
+
+class TestSideBySide:
+    """A banana, two modes and a Gaussian."""
+
+    def group(self) -> Group:
+        def log_p(theta: Tensor, which: Tensor) -> Tensor:
+            each = (banana, two_modes, lambda theta: standard(4).log_prob(10 * theta))
+            return torch.stack([each[i](rows) for i, rows in zip(which.tolist(), theta, strict=True)])
+
+        torch.manual_seed(0)
+        target = ManyTargets(log_p, coordinates(normal([1.2] * 4)), 3)
+        records = [Record() for _ in range(3)]
+        (now,) = looking.look(Group(target, records, SIDE_BY_SIDE, Pool(target)))
+        return now
+
+    def test_what_is_bent_is_answered_and_the_others_are_left(self):
+        now = self.group()
+        rest = bent(now)
+        assert sum(len(group.records) for group in rest) == 2
+        first, *others = now.records
+        assert first.bent and first.answer is not None and first.answer[0] == "a bent Gaussian"
+        report = first.answer[1].report
+        assert report.status in GOOD and abs(report.log_evidence) < 4 * report.log_evidence_se
+        assert all(record.answer is None for record in others)
+
+    def test_at_sight_particles_are_sent_for_what_is_bent_alone(self):
+        now = self.group()
+        before = now.target.tally.gradients.clone()
+        bent_at_sight(now)
+        assert ((now.target.tally.gradients - before) > 0).tolist() == [True, False, False]
+        assert now.records[0].answer is not None
+
+    def test_at_sight_the_plane_is_left_alone(self):
+        now = group_of(lambda theta: banana(torch.cat([theta, theta], 1)[:, :2]), [2.0, 2.0], SIDE_BY_SIDE)
+        assert bent_at_sight(now) == [now]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_second_mode_in_the_neck(seed: int):
+    """A tenth of a funnel's mass, e^-5 as wide as its mouth: no particle came there."""
+
+    def log_p(theta: Tensor) -> Tensor:
+        s = theta[:, 0]
+        above, below = Normal(0.0, 1.0).log_prob(s), Normal(-5.0, 0.5).log_prob(s)
+        each = Normal(0.0, s.exp()[:, None]).log_prob(theta[:, 1:]).sum(-1)
+        return torch.logaddexp(above + math.log(0.9), below + math.log(0.1)) + each
+
+    torch.manual_seed(seed)
+    answer = climb(Target(log_p, coordinates(normal([6.0] * 6))))
+    assert right(answer)
+    draws = WeightedDraws(answer.z, answer.ell, answer.log_q).resampled(4000)
+    assert float((draws[:, 0] * 6.0 < -3.5).double().mean()) == pytest.approx(0.1, abs=0.03)
 
 
 @pytest.mark.parametrize(("steady", "asked"), [(0.29, False), (0.31, True)])
@@ -123,7 +172,9 @@ def test_what_comes_out_now_good_now_bad_gets_no_certificate(steady: float, aske
     torch.manual_seed(0)
     now, certificates = group_of(banana, [2.0] * 3), []
     regressed = bending._regressed
-    monkeypatch.setattr(bending, "_regressed", lambda *a: (*regressed(*a)[:2], steady))
+    monkeypatch.setattr(
+        bending, "_regressed", lambda *a: (*regressed(*a)[:2], torch.tensor([steady]).double())
+    )
     monkeypatch.setattr(bending, "certified", lambda now, *a, **k: certificates.append(a) or ~now.all())
     assert bent(now) == [now] and bool(certificates) is asked
     assert bool(now.records[0].story) is not asked
@@ -132,7 +183,7 @@ def test_what_comes_out_now_good_now_bad_gets_no_certificate(steady: float, aske
 @pytest.mark.parametrize(("is_bent", "unsteady"), [(True, True), (False, False)])
 def test_even_weights_are_no_proof_of_what_is_bent(is_bent: bool, unsteady: bool):
     now = group_of(banana, [2.0] * 3)
-    now.bent = is_bent
+    now.records[0].bent = is_bent
     log_q = torch.rand(1, 1000).double()
     trial = Trial.of(torch.zeros(1, 1000, 3).double(), torch.zeros(1, 1000).double(), log_q)
     assert float(trial.khat) < 0.5

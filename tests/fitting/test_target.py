@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 from torch.distributions import FisherSnedecor, Independent, LogNormal, MultivariateNormal
 
 from family_cases import box_prior, mixed_prior, positive_prior, real_prior, simplex_prior
@@ -151,3 +152,43 @@ def test_a_potential_is_never_asked_at_what_is_no_number():
     assert (
         bool(gradient.isfinite().all()) and is_usable(target.value(z)).tolist() == is_usable(value).tolist()
     )
+
+
+class TestRaising:
+    """A potential that checks its arguments, as torch's distributions do."""
+
+    def target(self, *, above: float) -> Target:
+        def log_p(theta: Tensor) -> Tensor:
+            if bool((theta[:, 0] > above).any()):
+                raise ValueError("too large")
+            return -theta.square().sum(-1)
+
+        return Target(log_p, coordinates(standard(2)))
+
+    def z(self, bad: int) -> Tensor:
+        z = torch.rand(1, 100, 2).double()
+        z[0, torch.randperm(100)[:bad], 0] = 5.0
+        return z
+
+    @pytest.mark.parametrize("bad", [1, 32])
+    def test_a_few_points_are_nothing(self, bad: int):
+        target, z = self.target(above=2.0), self.z(bad)
+        for ell in (target.value(z), target.value_as_far(z, 25)[0], target.value_and_gradient(z)[0]):
+            raised = z[..., 0] > 2.0
+            assert torch.equal(is_usable(ell), ~raised)
+            torch.testing.assert_close(ell[~raised], -z.square().sum(-1)[~raised])
+        assert target.n_broken == 3 * bad and target.n_values == 200 and target.n_gradients == 100
+        slope = target.value_and_gradient(z)[1]
+        expected = torch.where((z[..., :1] > 2.0), 0.0, -2 * z)
+        torch.testing.assert_close(slope, expected)
+
+    @pytest.mark.parametrize("bad", [33, 100])
+    def test_many_are_an_error(self, bad: int):
+        with pytest.raises(ValueError, match="too large") as raised:
+            self.target(above=2.0).value(self.z(bad))
+        assert "`potential_fn` raised this at many points, as at theta = [5.0, " in raised.value.__notes__[0]
+
+    @pytest.mark.parametrize("n", [1, 2])
+    def test_all_are_an_error(self, n: int):
+        with pytest.raises(ValueError, match="too large"):
+            self.target(above=-1.0).value(self.z(0)[:, :n])

@@ -45,7 +45,7 @@ def features(d: int, *, crossed: bool) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Bend:
-    """The map between noise u and z.
+    """The map between noise u and z, or F of them, with a leading axis F of everything.
 
     Attributes:
         centre, scale: (d,), by which z is standardised.
@@ -74,30 +74,56 @@ class Bend:
 
     @cached_property
     def _pairs(self) -> tuple[Tensor, Tensor]:
-        return features(len(self.centre), crossed=self.crossed)
+        return features(self.centre.shape[-1], crossed=self.crossed)
 
     def pull(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """u (..., d) and log|det du/dz| (...) at z (..., d)."""
-        w = ((z - self.centre) / self.scale)[..., self.order]
+        """u (..., d) and log|det du/dz| (...) at z (..., d), or (F, N, d)."""
+        w = (z - _of_rows(self.centre)) / _of_rows(self.scale)
+        w = w.gather(-1, _of_rows(self.order).expand_as(w))
         one_w = torch.cat([torch.ones_like(w[..., :1]), w], -1)
         i, j = self._pairs
         each = one_w[..., i] * one_w[..., j]
-        s = (each @ self.log_scale).clamp(self.low, self.high)
-        return (w - each @ self.mean) * (-s).exp(), -s.sum(-1) - self.scale.log().sum()
+        s = (each @ self.log_scale).clamp(_of_rows(self.low), _of_rows(self.high))
+        return (w - each @ self.mean) * (-s).exp(), -s.sum(-1) - _of_rows(self.scale.log()).sum(-1)
 
     def push(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """z (..., d) and log|det dz/du| (...) at u (..., d)."""
+        """z (..., d) and log|det dz/du| (...) at u (..., d), or (F, N, d)."""
         one_w = each = torch.ones_like(u[..., :1])
-        log_det = self.scale.log().sum()
+        log_det = _of_rows(self.scale.log()).sum(-1)
         i, j = self._pairs
+        low, high = _of_rows(self.low), _of_rows(self.high)
         for k in range(u.shape[-1]):
-            known = each.shape[-1]
-            s = (each @ self.log_scale[:known, k]).clamp(self.low[k], self.high[k])
-            w = (each @ self.mean[:known, k] + s.exp() * u[..., k])[..., None]
+            known, this = each.shape[-1], slice(k, k + 1)
+            s = (each @ self.log_scale[..., :known, this]).clamp(low[..., this], high[..., this])
+            w = each @ self.mean[..., :known, this] + s.exp() * u[..., this]
             one_w = torch.cat([one_w, w], -1)
             each = torch.cat([each, w * one_w[..., j[i == k + 1]]], -1)
-            log_det = log_det + s
-        return self.centre + self.scale * one_w[..., 1:][..., self.order.argsort()], log_det
+            log_det = log_det + s[..., 0]
+        w = one_w[..., 1:].gather(-1, _of_rows(self.order.argsort(-1)).expand_as(u))
+        return _of_rows(self.centre) + _of_rows(self.scale) * w, log_det
+
+    def of_fits(self, which: Tensor | int) -> "Bend":
+        """Those `which` of F maps, (F,) bool, or one, without that axis."""
+        return Bend(**{name: value[which] for name, value in self.tensors.items()}, crossed=self.crossed)
+
+    def better(self, other: "Bend", where: Tensor) -> "Bend":
+        """These F maps, and `other` for those `where`, (F,) bool."""
+        pairs = {name: (mine, getattr(other, name)) for name, mine in self.tensors.items()}
+        chosen = {
+            name: torch.where(where.view(-1, *[1] * (mine.ndim - 1)), its, mine)
+            for name, (mine, its) in pairs.items()
+        }
+        return Bend(**chosen, crossed=self.crossed)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All of them, by name."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+
+def _of_rows(each: Tensor) -> Tensor:
+    """(d,) as it is, (F, d) as (F, 1, d): for what has rows (..., d) or (F, N, d)."""
+    return each if each.ndim == 1 else each[:, None]
 
 
 class BentBody(Body):
@@ -124,9 +150,8 @@ class BentBody(Body):
         if len(bend.centre) != inner.dim:
             raise ValueError(violation("bend", f"a map of {inner.dim} entries", len(bend.centre)))
         self.inner, self.crossed = inner, bend.crossed
-        for name, value in vars(bend).items():
-            if isinstance(value, Tensor):
-                self.register_buffer(name, value)
+        for name, value in bend.tensors.items():
+            self.register_buffer(name, value)
 
     @property
     def bend(self) -> Bend:

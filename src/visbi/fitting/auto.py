@@ -140,7 +140,7 @@ def _body(q: Proposal) -> Body:
     if isinstance(q, FlowProposal):
         return q.body
     if isinstance(q, BentProposal):
-        return BentBody(_body(q.noise), q.bend)
+        return BentBody(_body(q.noise), q.bend.of_fits(0))
     assert isinstance(q, Blend)
     return BlendBody([_body(q.main), _body(q.rest)], torch.cat([1.0 - q.share, q.share]))
 

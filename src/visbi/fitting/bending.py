@@ -9,20 +9,24 @@ what it can, a mixture takes the place of the Gaussian.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from visbi.certificate.rows import cleaned, pareto_smooth
 from visbi.families.gaussians import Mixture
-from visbi.fitting.bend import BentProposal, bend_of
+from visbi.fitting.bend import BentProposal, bent_around
 from visbi.fitting.climbing import Group
-from visbi.fitting.mixing import LITTLE
-from visbi.fitting.mixture import defence, defended, moments
+from visbi.fitting.mixing import CLEAR, LITTLE
+from visbi.fitting.mixture import defence, moments
 from visbi.fitting.pool import Trial
-from visbi.fitting.refine import ENOUGH, of_points
+from visbi.fitting.refine import ENOUGH
 from visbi.fitting.verdicts import EVEN, SPARE, certified
+from visbi.fitting.weighing import missing_at
+from visbi.fitting.witnesses import FEW
 
-__all__ = ["bent"]
+__all__ = ["bent", "bent_at_sight"]
 
 _DIMENSIONS = 3  # from which it is tried: in the plane a mixture follows any bend
 _WORTH = 0.1  # nats that entries must tell of each other, beyond what they tell linearly
@@ -31,87 +35,160 @@ _ROUNDS = 7
 _EARLY, _SLOW = 4, 0.2  # rounds after which the share must have come to so much
 _FULL = 40.0  # points in effect, for each dimension, that a regression wants, or else they are tempered
 _GROWN = 1.05  # times the share so far, or else the map has done what it can
-_COMPONENTS = 12
+_WIDER = 4.0  # times as wide along an entry
+_FURTHER = 3.0  # nats by which log-scales go on there
+_MIXTURE = "a bent mixture"
 
 
 def bent(now: Group) -> Sequence[Group]:
-    """A bent Gaussian, or mixture, for a fit alone; gives it back if that is no answer."""
-    if not now.alone or now.target.fits > 1 or now.target.dim < _DIMENSIONS:
+    """Bent Gaussians, or mixtures; gives back the fits of which those are no answer."""
+    if now.target.dim < _DIMENSIONS:
         return [now]
-    first = _of_particles(now)
-    if first is None:
-        return [now]
-    q, trial, steady = _regressed(now, *first)
-    now.records[0].count_among(trial.z[0], q)
-    if steady < LITTLE:
-        now.tell(now.all(), lambda i: f"{_name(q)} had {trial.numbers(i)}")
-        return [now]
-    for again in (True, False):
-        if bool(certified(now, _name(q), q, spare=SPARE, more_to_come=True).all()):
-            return []
-        if again:  # its draws show more of the ends than the trials did
-            q = _of_all_points(now)
-    return [now]
+    rest, found = _of_particles(now)
+    for group, q, trial in found:
+        rest += _answers(group, q, trial)
+    return rest
 
 
-def _of_particles(now: Group) -> tuple[BentProposal, Trial] | None:
-    """The bent Gaussian of the explorer's particles, and a trial of it, if they are bent and nothing else."""
+def bent_at_sight(now: Group) -> Sequence[Group]:
+    """The same for those fits of which all points so far, draws of the prior or others, show that it may do.
+
+    Particles cost many fits as much as all else that most of them need.
+    """
+    if now.target.dim < _DIMENSIONS:
+        return [now]
+    some, others = now.parts(bent_around(*now.pool.points(now.effort.points))[1] > _WORTH)
+    return [*([] if others is None else [others]), *([] if some is None else bent(some))]
+
+
+def _of_particles(now: Group) -> tuple[list[Group], list[tuple[Group, BentProposal, Trial]]]:
+    """The fits that are not bent or something else, too, and the bent Gaussians of the others' particles,
+    with trials of them.
+    """
     if now.seen is None:
         now.explore(now.effort.particles)
     seen = now.seen
     assert seen is not None
     weights = torch.full_like(seen.ell, 1.0 / seen.ell.shape[1])
-    q, nats = _of_points(seen.z, weights)
-    now.bent = nats > _WORTH
-    if not now.bent:
-        return None
-    log_p = (seen.ell - q.log_prob(seen.z)).mean()
-    if not bool(now.far_too_wide().all()):
-        near = float(log_p - seen.log_evidence) < _LEFT
-        return (q, now.pool.tried(q, now.effort.trial)) if near else None
-    trial = now.pool.tried(q, now.effort.trial)  # particles bring no evidence then that is to be believed
-    return (q, trial) if float(log_p - trial.log_z) < _LEFT else None
+    q, nats = bent_around(seen.z, weights)
+    for record, told in zip(now.records, nats.tolist(), strict=True):
+        record.bent = told > _WORTH
+    log_p, far = (seen.ell - q.log_prob(seen.z)).mean(1), now.far_too_wide()
+    # where it is far too wide particles bring no evidence that is to be believed
+    near = (nats > _WORTH) & (far | (log_p - seen.log_evidence < _LEFT))
+    some, others = now.parts(near)
+    rest = [] if others is None else [others]
+    if some is None:
+        return rest, []
+    q, log_p, far = q.of_fits(near), log_p[near], far[near]
+    trial = some.pool.tried(q, some.effort.trial)
+    near = ~far | (log_p - trial.log_z < _LEFT)
+    found, others = some.parts(near)
+    rest += [] if others is None else [others]
+    return rest, [] if found is None else [(found, q.of_fits(near), trial.of_fits(near))]
 
 
-def _regressed(now: Group, q: BentProposal, trial: Trial) -> tuple[BentProposal, Trial, float]:
-    """The best after some rounds, the trial of it, and how steady that is: see `refine.refined`."""
-    best, best_trial, shares, components = q, trial, [float(trial.share)], 1
-    now.consider(_name(q), q, trial)
-    while not (_good(trial) or components > 1 or len(shares) == _ROUNDS):
-        highest = max(shares)
-        if len(shares) >= _EARLY and highest < _SLOW:
+def _answers(now: Group, q: BentProposal, trial: Trial) -> list[Group]:
+    """Regresses, and asks for certificates; gives back what gets none."""
+    q, trial, steady = _regressed(now, q, trial)
+    q, trial = _completed(now, q, trial)
+    if now.alone:
+        now.records[0].count_among(trial.z[0], q)
+    rest, least = [], LITTLE if now.alone else CLEAR  # few draws tell less: see `mixing._unsteady`
+    for name, which in _named(q):
+        group, shares = now.only(which), steady[which]
+        mine = trial.of_fits(which)
+        group.tell(shares < least, lambda i, name=name, mine=mine: f"{name} had {mine.numbers(i)}")
+        asked, others = group.parts(shares >= least)
+        rest += [] if others is None else [others]
+        rest += [] if asked is None else _certified(asked, name, q.of_fits(which).of_fits(shares >= least))
+    return rest
+
+
+def _completed(now: Group, q: BentProposal, trial: Trial) -> tuple[BentProposal, Trial]:
+    """q of a fit alone, refitted to what else there is on its bend, if anything.
+
+    A mode in a funnel's neck is met by no particle, but draws with one entry of u spread wider are.
+    """
+    if not now.alone or bool((trial.share < LITTLE).any()):
+        return q, trial
+    u, _ = q.bend.pull(trial.z)
+    along = _along_entries(*moments(u, torch.softmax(pareto_smooth(cleaned(trial.log_w))[0], 1)))
+    bend = replace(q.bend, low=q.bend.low - _FURTHER, high=q.bend.high + _FURTHER)
+    lacks = missing_at(now, q, BentProposal(along, bend), trial.log_z, trial)
+    if not bool((lacks > FEW).all()):
+        return q, trial
+    q = _of_all_points(now, mixed=now.all())
+    trial = now.pool.draw(q, now.effort.trial)
+    _consider(now, q, trial)
+    return q, trial
+
+
+def _along_entries(loc: Tensor, cov: Tensor) -> Mixture:
+    """Gaussians of mean (F, 1, d) and covariances (F, d, d), each with another entry spread wider."""
+    d = loc.shape[-1]
+    stretch = 1.0 + (_WIDER - 1.0) * torch.eye(d).to(loc)
+    each = stretch[:, :, None] * cov[:, None] * stretch[:, None]
+    return Mixture.of(torch.zeros(len(loc), d).to(loc), loc.expand(-1, d, -1), each)
+
+
+def _certified(now: Group, name: str, q: BentProposal) -> list[Group]:
+    """Once more with the draws of the first certificate: they show more of the ends than the trials did."""
+    answered = certified(now, name, q, spare=SPARE, more_to_come=True)
+    left = now.parts(answered)[1]
+    if left is None:
+        return []
+    q = _of_all_points(left, mixed=now.all() if name == _MIXTURE else None)
+    ((name, _),) = _named(q)
+    over = left.parts(certified(left, name, q, spare=SPARE, more_to_come=True))[1]
+    return [] if over is None else [over]
+
+
+def _regressed(now: Group, q: BentProposal, trial: Trial) -> tuple[BentProposal, Trial, Tensor]:
+    """The best after some rounds, the trials of it, and (F,) how steady that is: see `refine.refined`."""
+    _consider(now, q, trial)
+    best, best_trial, shares, steady = q, trial, [trial.share], trial.share
+    over = _good(trial)
+    while len(shares) < _ROUNDS:
+        before, highest = shares[-1], torch.stack(shares).amax(0)
+        stalled = torch.zeros_like(over)
+        if len(shares) >= _EARLY:
+            over = over | (highest < _SLOW)
+        if len(shares) > 1:
+            stalled = ~over & (highest > LITTLE) & (before < _GROWN * torch.stack(shares[:-1]).amax(0))
+        if bool(over.all()):
             break
-        stalled = len(shares) > 1 and highest > LITTLE and shares[-1] < _GROWN * max(shares[:-1])
-        components = _COMPONENTS if stalled else 1
-        q = _of_all_points(now, components)
+        q = _of_all_points(now, mixed=stalled)
         trial = now.pool.draw(q, now.effort.trial)
-        now.consider(_name(q), q, trial)
-        if float(trial.share) > highest:
-            best, best_trial = q, trial
-        if components == 1:
-            shares.append(float(trial.share))
-    return best, best_trial, shares[-1] if _good(trial) else min(shares[-2:])
+        _consider(now, q, trial)
+        better = ~over & (trial.share > highest)
+        best, best_trial = best.better(q, better), best_trial.better(trial, better)
+        last = torch.where(over | stalled, before, trial.share)  # of Gaussians alone
+        lower = last.minimum(torch.where(stalled, shares[-2 if len(shares) > 1 else -1], before))
+        steady = torch.where(over, steady, torch.where(_good(trial), last, lower))
+        shares.append(last)
+        over = over | stalled | _good(trial)
+    return best, best_trial, steady
 
 
-def _good(trial: Trial) -> bool:
-    return float(trial.share) > ENOUGH and float(trial.khat) < EVEN
+def _good(trial: Trial) -> Tensor:
+    return (trial.share > ENOUGH) & (trial.khat < EVEN)
 
 
-def _of_all_points(now: Group, components: int = 1) -> BentProposal:
+def _of_all_points(now: Group, *, mixed: Tensor | None = None) -> BentProposal:
+    """Bent Gaussians, or mixtures for the fits `mixed`, (F,) bool, of all points."""
     points = now.pool.points(now.effort.points, least=_FULL * now.target.dim)
-    return _of_points(*points, components)[0]
+    return bent_around(*points, mixed=mixed)[0]
 
 
-def _of_points(z: Tensor, weights: Tensor, components: int = 1) -> tuple[BentProposal, float]:
-    """What weighted points (1, N, d) show, and what entries tell of each other, in nats."""
-    bend, nats = bend_of(z[0], weights[0])
-    u, _ = bend.pull(z)
-    if components > 1:
-        return BentProposal(defended(of_points(u, weights, components=components)), bend), nats
-    loc, cov = moments(u, weights)
-    return BentProposal(defended(Mixture.of(torch.zeros_like(loc[..., 0]), loc, cov[:, None])), bend), nats
+def _consider(now: Group, q: BentProposal, trial: Trial) -> None:
+    for name, which in _named(q):
+        now.only(which).consider(name, q.of_fits(which), trial.of_fits(which))
 
 
-def _name(q: BentProposal) -> str:
-    _, components, d = q.noise.loc.shape
-    return "a bent mixture" if components > 1 + len(defence(d)) else "a bent Gaussian"
+def _named(q: BentProposal) -> list[tuple[str, Tensor]]:
+    """What they are called, and which, (F,) bool."""
+    count = q.noise.log_weights.isfinite().sum(1)
+    mixed = count > 1 + len(defence(q.noise.loc.shape[-1]))
+    both = (_MIXTURE, mixed), ("a bent Gaussian", ~mixed)
+    return [(name, which) for name, which in both if bool(which.any())]

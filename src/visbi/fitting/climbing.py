@@ -139,6 +139,7 @@ class Record:
         lacking: whether a q that fitted where it was lacked mass that was seen elsewhere.
         sought: means of the components beside which hidden modes were sought last, (1, K, d).
         doubted: whether something beside its weights spoke against the q that was certified last.
+        bent: whether entries of theta tell of each other what is not linear (`bending`).
         broken: share of the answer's draws at which the potential is NaN or +inf.
     """
 
@@ -153,6 +154,7 @@ class Record:
     sought: Tensor | None = None
     lacking: bool = False
     doubted: bool = False
+    bent: bool = False
     broken: float = 0.0
 
     def count_among(self, z: Tensor, q: Proposal) -> None:
@@ -190,7 +192,6 @@ class Group:
         tops: those from particles of all temperatures, and
         small: those from small scales (`afar.at_small_scales`).
         maps: symmetries of the posterior of one fit alone, once they were looked for.
-        bent: whether entries of theta tell of each other what is not linear (`bending`).
     """
 
     target: Target
@@ -211,7 +212,6 @@ class Group:
     tops: Summits | None = None
     small: Summits | None = None
     maps: list[Map] | None = None
-    bent: bool = False
 
     @property
     def alone(self) -> bool:
@@ -246,7 +246,6 @@ class Group:
             None if self.tops is None else self.tops.of_fits(which),
             None if self.small is None else self.small.of_fits(which),
             self.maps,
-            self.bent,
         )
 
     def parts(self, which: Tensor) -> tuple["Group | None", "Group | None"]:
@@ -351,6 +350,17 @@ class Group:
             looked = self.pool.proposals[0][1]
             return looked.z, looked.ell
         return None
+
+    def points(self, some: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """All points so far, (F, N, d), and the target at them: draws of proposals, of these only `some` of
+        any fit's, (F, M) bool, searched draws of the prior, and particles.
+        """
+        z, ell = self.pool.z, self.pool.ell
+        each = [(z, ell) if some is None else (z[:, some.any(0)], ell[:, some.any(0)])]
+        each += [(self.searched, self.found)] if len(self.searched) else []
+        each += [] if self.seen is None else [(self.seen.z, self.seen.ell)]
+        z, ell = (torch.cat(parts, 1) for parts in zip(*each, strict=True))
+        return z, ell
 
     @property
     def n_searched(self) -> int:

@@ -1,7 +1,7 @@
 r"""The automatic fit: cheap ways first, dearer ones only where those before them did not do.
 
     Gaussian    matched to scores from the prior; exact for many posteriors
-    bend        a Gaussian bent by regression on what a tempered explorer saw, of one fit
+    bend        a Gaussian bent by regression on what a tempered explorer saw
     mixture     matched, and fitted to what the explorer saw; refitted to weighted draws
     flow        trained by the reverse KL where no mixture fits
     bridge      particles carried from the best q to the posterior, and a mixture fitted to them
@@ -25,7 +25,7 @@ import torch
 from visbi.certificate.report import GOOD
 from visbi.certificate.verdict import BROKEN, broken_sentence, certify
 from visbi.families.gaussians import Mixture
-from visbi.fitting.bending import bent
+from visbi.fitting.bending import bent, bent_at_sight
 from visbi.fitting.bridge import bridge
 from visbi.fitting.budget import BudgetReached
 from visbi.fitting.climbing import ALONE, Answer, Effort, Group, Record
@@ -128,7 +128,7 @@ def _particles(now: Group) -> Sequence[Group]:
 
 
 _EVERY_RUNG: tuple[Rung, ...] = (look, gaussian, bent, mixture, _flow, _bridge, _particles)
-_QUICK_RUNGS: tuple[Rung, ...] = (look, gaussian, prior_draws, mixture, _flow)
+_QUICK_RUNGS: tuple[Rung, ...] = (look, gaussian, bent_at_sight, prior_draws, bent, mixture, _flow)
 
 
 # -- the end ----------------------------------------------------------------------------------------------

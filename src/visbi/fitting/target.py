@@ -3,7 +3,7 @@ r"""The target in coordinates: ell(z) = U(theta(z)) + log|dtheta/dz|, its gradie
 Relative to the prior, L(z) = ell(z) - log N(z; 0, I) is the log-likelihood up to a constant wherever the
 coordinates make the prior standard normal; tempering runs along it.
 
-A potential that is not finite becomes a large negative number with no gradient, and is counted.
+A potential that is not finite, or raises, becomes a large negative number with no gradient, and is counted.
 """
 
 import math
@@ -23,6 +23,7 @@ __all__ = ["FlatTarget", "ManyTargets", "Target", "is_usable", "log_standard_nor
 
 _FLOOR = -1e30
 _BATCH = 16_384
+_RAISING = 32  # points of a batch at which a potential may raise
 _PROBES = (-1.5, 0.3, 1.1)  # prior sds at which priors are compared
 
 
@@ -120,7 +121,7 @@ class Target:
     def value(self, z: Tensor) -> Tensor:
         """ell(z), shape of z without its last axis."""
         with torch.no_grad():
-            parts = [self._evaluate(piece) for piece in self._paid(self._rows(z), self.tally.values)]
+            parts = [self._despite_errors(piece) for piece in self._paid(self._rows(z), self.tally.values)]
         value = torch.cat(parts, 1)
         return self._clean(value, whole=_all_finite(value)).reshape(z.shape[:-1])
 
@@ -135,7 +136,7 @@ class Target:
         try:
             with torch.no_grad():
                 for piece in self._paid(z[:, : int(min(z.shape[1], self.budget.left))], self.tally.values):
-                    parts.append(self._evaluate(piece))
+                    parts.append(self._despite_errors(piece))
             self.budget.ask(z.shape[1] - sum(part.shape[1] for part in parts))
         except (BudgetReached, KeyboardInterrupt) as reached:
             end = reached
@@ -150,7 +151,7 @@ class Target:
         for piece in self._paid(self._rows(z), self.tally.gradients):
             with torch.enable_grad():
                 leaf = piece.detach().requires_grad_()
-                ell = self._evaluate(leaf)
+                ell = self._despite_errors(leaf)
                 (gradient,) = torch.autograd.grad(ell.sum(), leaf)
             values.append(ell.detach())
             gradients.append(gradient)
@@ -201,6 +202,39 @@ class Target:
             self.budget.spend(piece.shape[1])
             yield piece
             counts.index_add_(0, self._which, torch.full_like(self._which, piece.shape[1]))
+
+    def _despite_errors(self, z: Tensor) -> Tensor:
+        """ell (F, M) at z (F, M, d); NaN at the few points, found by halving, where one potential raises.
+
+        So do torch's distributions where, far out, exp(theta) has underflowed to a scale of zero.
+
+        Raises:
+            ValueError: what the potential raised, if it did so at more than a few points, or at all of them.
+        """
+        try:
+            return self._evaluate(z)
+        except ValueError as error:
+            if self.fits > 1 or z.shape[1] == 1:
+                raise
+            first = error
+        pieces, parts, bad = [*reversed(z.split(-(-z.shape[1] // 2), 1))], [], 0
+        while pieces:
+            piece = pieces.pop()
+            try:
+                parts.append(self._evaluate(piece))
+            except ValueError:
+                if piece.shape[1] > 1:
+                    pieces += reversed(piece.split(-(-piece.shape[1] // 2), 1))
+                    continue
+                parts.append(torch.full_like(piece[..., 0], torch.nan))
+                bad += 1
+                if bad > _RAISING or bad == z.shape[1]:
+                    theta = self._coords.to_theta(piece[0].detach())[0]
+                    first.add_note(
+                        f"`potential_fn` raised this at many points, as at theta = {theta[0].tolist()}."
+                    )
+                    raise first from None
+        return torch.cat(parts, 1)
 
     def _evaluate(self, z: Tensor) -> Tensor:
         """ell (F, M) at z (F, M, d)."""

@@ -5,7 +5,6 @@ import math
 import torch
 from torch import Tensor
 
-from visbi.families.gaussians import Mixture
 from visbi.fitting.climbing import Group
 from visbi.fitting.pool import Proposal, Trial
 
@@ -18,7 +17,7 @@ MISSING = 0.02
 _SURE, _MORE = 2.0, 2  # errors of a difference that is one, and times as many draws where it may be
 
 
-def missing_at(now: Group, q: Proposal, local: Mixture, log_z: Tensor, trial: Trial | None = None) -> Tensor:
+def missing_at(now: Group, q: Proposal, local: Proposal, log_z: Tensor, trial: Trial | None = None) -> Tensor:
     """(F,) mass, relative to what q has, that draws of `local` find where q is much too low.
 
     Each counts by local / (q + local): as one of so many draws, half of which are thought to be q's. What
@@ -48,7 +47,7 @@ def _found(q: Proposal, found: Trial, log_z: Tensor) -> tuple[Tensor, Tensor]:
     return each.mean(1), each.std(1) / math.sqrt(each.shape[1])
 
 
-def _brought_back(local: Mixture, trial: Trial, log_z: Tensor) -> tuple[Tensor, Tensor]:
+def _brought_back(local: Proposal, trial: Trial, log_z: Tensor) -> tuple[Tensor, Tensor]:
     """The same, of what q's own draws find at the same place."""
     log_w = trial.log_w - log_z[:, None]
     low = (log_w > LOW).any(0)

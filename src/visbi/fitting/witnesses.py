@@ -169,7 +169,7 @@ def missing_uphill(
     A certificate's own draws are, too: of a needle beside a haystack few draws tell, each of great
     weight, and what they say of the mass is no measure (`missing_of_points`).
     """
-    z, ell = _points(now, _accusing(now, q, log_z))
+    z, ell = now.points(_accusing(now, q, log_z))
     few = now.alone and now.target.dim <= SEARCHED
     if trial is not None and few and now.target.budget.left > _ROOM * _KNOWN * now.target.dim * _ON_A_LINE:
         line = along_axes(_resampled(trial, _KNOWN), _ON_A_LINE)
@@ -318,7 +318,7 @@ def hidden_in_box(
     none = torch.zeros_like(log_z)
     if now.target.dim < _DIMENSIONS or not _searchable(now) or now.target.budget.left < _ROOM * _IN_A_BOX:
         return none
-    new = in_boxes(now.target, q if base is None else base, *_points(now), by=LOW)
+    new = in_boxes(now.target, q if base is None else base, *now.points(), by=LOW)
     return none if new is None else _weighed_there(now, q, new, now.all(), log_z, trial, base)
 
 
@@ -384,7 +384,7 @@ def _with_hidden(now: Group, close: Mixture) -> Mixture | None:
     """A closely matched mixture with what is hidden beside it; None where that cannot be sought."""
     if not _searchable(now):
         return None
-    return with_hidden(now.target, close, *_points(now), by=LOW)
+    return with_hidden(now.target, close, *now.points(), by=LOW)
 
 
 def _resampled(trial: Trial, n: int) -> Tensor:
@@ -400,13 +400,3 @@ def _accusing(now: Group, q: Proposal, log_z: Tensor) -> Tensor:
         least = trial.ell - log_z[:, None] - LOW
         low.append(trial.log_q < least if other is q else too_low(q, trial.z, least))
     return torch.cat(low, 1)
-
-
-def _points(now: Group, some: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """All points so far, (F, N, d), and the target at them; of the proposals' only `some` of any fit's."""
-    z, ell = now.pool.z, now.pool.ell
-    each = [(z, ell) if some is None else (z[:, some.any(0)], ell[:, some.any(0)])]
-    each += [(now.searched, now.found)] if len(now.searched) else []
-    each += [] if now.seen is None else [(now.seen.z, now.seen.ell)]
-    z, ell = (torch.cat(parts, 1) for parts in zip(*each, strict=True))
-    return z, ell
