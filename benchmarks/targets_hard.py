@@ -39,8 +39,10 @@ __all__ = [
     "eight",
     "four",
     "growth",
+    "guarded",
     "laplace",
     "narrow",
+    "neck",
     "ripples",
     "spike",
     "stopping",
@@ -256,6 +258,31 @@ def chain() -> Target:
     return Target("chain_d4", 4, prior, log_prob, draw, 0.0, "hard")
 
 
+def neck() -> Target:
+    """A funnel with a second mode in its neck: a tenth of the mass, e^-5 as wide as the mouth."""
+    shares = torch.tensor([0.9, 0.1], dtype=torch.float64)
+    first = Normal(torch.tensor([0.0, -5.0]).double(), torch.tensor([1.0, 0.5]).double())
+
+    def log_prob(theta: Tensor, x: Tensor | None = None) -> Tensor:
+        each = first.log_prob(theta[:, :1].double()) + shares.log()
+        others = -0.5 * (theta[:, 1:] * (-theta[:, :1]).exp()).square() - theta[:, :1]
+        return each.logsumexp(-1).to(theta) + (others - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+    def draw(n: int) -> Tensor:
+        which = torch.multinomial(shares, n, replacement=True)
+        s = first.sample((n,)).gather(1, which[:, None])
+        return torch.cat([s, s.exp() * torch.randn(n, 5, dtype=torch.float64)], 1)
+
+    modes = Modes(lambda theta: (theta[:, 0] < -3.5).long(), _shares_below(first, shares, -3.5))
+    return Target("neck_d6", 6, wide_normal(6.0, 6), log_prob, draw, 0.0, "hard", modes=modes)
+
+
+def _shares_below(parts: Normal, shares: Tensor, at: float) -> Tensor:
+    """Mass of a mixture of normals above and below a point."""
+    below = (shares * parts.cdf(torch.tensor(at).double())).sum()
+    return torch.stack([1 - below, below])
+
+
 def cross() -> Target:
     """Independent t with two degrees of freedom: tails along the axes, and none between."""
     body = StudentT(torch.tensor(2.0, dtype=torch.float64))
@@ -373,6 +400,36 @@ CARS = """
     17 50  18 42  18 56  18 76  18 84  19 36  19 46  19 68  20 32  20 48  20 52  20 56  20 64  22 66  23 54
     24 70  24 92  24 93  24 120  25 85
 """
+
+
+def guarded() -> Target:
+    """Poisson counts at raw incomes, 1e4 to 9e4, priors N(0, 100^2), the log-rate clamped to [-200, 80].
+
+    The clamp, against overflow, makes plateaus of all but 1e-6 of the prior; on half of it the potential is
+    finite, flat, and 13,600 nats below what is to be found.
+    """
+    income = torch.linspace(1e4, 9e4, 40, dtype=torch.float64)
+    with seeded(76):
+        count = torch.poisson((-2 + 4e-5 * income).exp())
+    prior = wide_normal(100.0, 2)
+    constant = float(torch.lgamma(count + 1).sum())
+
+    def log_prob(theta: Tensor, x: Tensor | None = None) -> Tensor:
+        eta = (theta[:, :1].double() + theta[:, 1:].double() * income).clamp(-200.0, 80.0)
+        return ((count * eta - eta.exp()).sum(-1) - constant + prior.log_prob(theta.double())).to(theta)
+
+    centre, sd = torch.tensor([-2.0, 4e-5]).double(), torch.tensor([0.5, 7e-6]).double()
+    side = torch.linspace(-8, 8, 1601, dtype=torch.float64)
+    width = float(side[1] - side[0])
+    cells = centre + sd * torch.cartesian_prod(side, side)
+    log_mass = log_prob(cells)
+
+    def draw(n: int) -> Tensor:
+        chosen = cells[torch.multinomial(torch.softmax(log_mass, 0), n, replacement=True)]
+        return chosen + sd * width * (torch.rand(n, 2, dtype=torch.float64) - 0.5)
+
+    evidence = float(log_mass.logsumexp(0)) + 2 * math.log(width) + float(sd.log().sum())
+    return Target("guarded_d2", 2, prior, log_prob, draw, evidence, "hard")
 
 
 def stopping() -> Target:

@@ -141,6 +141,12 @@ def thin_chain_part(theta: Tensor) -> Tensor:
     return first + Normal(theta[:, :-1].square(), 0.27).log_prob(theta[:, 1:]).sum(-1)
 
 
+def thin_funnel_part(theta: Tensor) -> Tensor:
+    """The mouth of a funnel, narrower."""
+    s = theta[:, :1]
+    return Normal(0.0, 0.8).log_prob(s[:, 0]) + Normal(0.0, 0.9 * s.exp()).log_prob(theta[:, 1:]).sum(-1)
+
+
 def moon_part(theta: Tensor) -> Tensor:
     """Radius and angle of the crescent written out, on one side."""
     side = theta.sum(-1) > 0
@@ -217,6 +223,8 @@ PARTS: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
     "ball_d4": lambda: box_part(torch.full((4,), 1.51), torch.full((4,), 2.49)),
     "bananas_d6": lambda: thin_bananas_part,
     "chain_d4": lambda: thin_chain_part,
+    "neck_d6": lambda: thin_funnel_part,
+    "guarded_d2": lambda: fitted("guarded_d2", 0.7),
     "cross_d4": lambda: normal(torch.zeros(4, dtype=torch.float64), 0.9).log_prob,
     "laplace_d10": lambda: normal(torch.zeros(10).double(), torch.logspace(-2, 1, 10).double()).log_prob,
     "shell_d20": lambda: shell_part,

@@ -276,7 +276,7 @@ class TestOnceMore:
         monkeypatch.setattr(mixing, "certified", certificate)
         monkeypatch.setattr(ladder, "fly", lambda now, **_: flights.append(now) or [now])
         monkeypatch.setattr(ladder, "_bridge", lambda now: [])
-        torch.manual_seed(2)
+        torch.manual_seed(3)
         climb(target_of(lambda theta: (0.7 * theta - theta.exp() - 0.01 * theta.square()).sum(-1), 4))
         if passes < 3:
             assert len(asked) == passes

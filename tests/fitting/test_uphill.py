@@ -99,7 +99,7 @@ def test_the_ladder_finds_a_needle(seed: int):
     report = climb(target_of(BOTH)).report
     assert report.status in ("ok", "corrected")
     assert report.log_evidence == pytest.approx(0.0, abs=0.02)
-    assert report.n_searched == 32_768
+    assert report.n_searched == 28_672
 
 
 def test_a_small_budget_is_not_spent_on_the_search():

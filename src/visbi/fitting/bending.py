@@ -73,16 +73,17 @@ def _of_particles(now: Group) -> tuple[list[Group], list[tuple[Group, BentPropos
     q, nats = bent_around(seen.z, weights)
     for record, told in zip(now.records, nats.tolist(), strict=True):
         record.bent = told > _WORTH
-    log_p, far = (seen.ell - q.log_prob(seen.z)).mean(1), now.far_too_wide()
-    # where it is far too wide particles bring no evidence that is to be believed
-    near = (nats > _WORTH) & (far | (log_p - seen.log_evidence < _LEFT))
+    log_p, unsure = (seen.ell - q.log_prob(seen.z)).mean(1), now.far_too_wide()
+    if seen.step is not None and seen.z.shape[1] < now.effort.particles:
+        unsure = now.all()  # few that were hurried, or came from afar: no evidence that is to be believed
+    near = (nats > _WORTH) & (unsure | (log_p - seen.log_evidence < _LEFT))
     some, others = now.parts(near)
     rest = [] if others is None else [others]
     if some is None:
         return rest, []
-    q, log_p, far = q.of_fits(near), log_p[near], far[near]
+    q, log_p, unsure = q.of_fits(near), log_p[near], unsure[near]
     trial = some.pool.tried(q, some.effort.trial)
-    near = ~far | (log_p - trial.log_z < _LEFT)
+    near = ~unsure | (log_p - trial.log_z < _LEFT)
     found, others = some.parts(near)
     rest += [] if others is None else [others]
     return rest, [] if found is None else [(found, q.of_fits(near), trial.of_fits(near))]

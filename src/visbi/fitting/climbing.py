@@ -22,12 +22,14 @@ from visbi.fitting.summits import Summits
 from visbi.fitting.symmetry import Map
 from visbi.fitting.target import Target, log_standard_normal
 
-__all__ = ["ALONE", "SEARCHED", "SEEN", "SIDE_BY_SIDE", "Answer", "Effort", "Group", "Record"]
+__all__ = ["ALONE", "NOTHING", "SEARCHED", "SEEN", "SIDE_BY_SIDE", "Answer", "Effort", "Group", "Record"]
 
 SEARCHED = 5
 """Dimensions up to which eight times the draws of the prior meet modes of two thirds the width, or less."""
 SEEN = 128
 """Draws of the prior in effect that show where the posterior is as well as particles do."""
+NOTHING = 20.0
+"""Nats of evidence that make nothing of what has so much less, however well it fits itself."""
 _NARROW = 2.0  # draws of the prior in effect: one outweighs all others
 _AT_FIRST = 1024  # of them that say where tempering would begin
 _FEW_USABLE = 0.1  # share of the prior's draws
@@ -290,8 +292,9 @@ class Group:
         for i, record in enumerate(self.records):
             one = self.one(i)
             fresh, best = trial.of_fits(one), None if record.best is None else record.best[2]
-            lacked = best is not None and record.lacking and float(fresh.log_z - best.log_z) > _LACKED
-            if best is None or lacked or float(fresh.merit) > float(best.merit):
+            more = 0.0 if best is None else float(fresh.log_z - best.log_z)
+            lacked = (record.lacking and more > _LACKED) or more > NOTHING
+            if best is None or lacked or (more > -NOTHING and float(fresh.merit) > float(best.merit)):
                 record.best = rung, q.of_fits(one), fresh
 
     def of_prior(self) -> Tensor:
@@ -325,11 +328,12 @@ class Group:
         nothing need be sent.
         """
         self.tops = None
-        if self.n_prior and self.n_prior == self.searched.shape[1]:
+        if self.n_prior and self.target.dim <= SEARCHED:
             relative = self.of_prior()
             there = int(effective_sample_size(relative).min())
             if there >= SEEN:
-                self.seen = Exploration.of_draws(self.searched, relative, min(n, there))
+                of_prior = self.searched[:, : self.n_prior]
+                self.seen = Exploration.of_draws(of_prior, relative, min(n, there))
                 return
         usable = torch.isfinite(self.found) if len(self.found) else torch.ones(1, 1, dtype=torch.bool)
         share = usable.double().mean(1)

@@ -20,8 +20,10 @@ PRIOR = "the prior"
 _LEAST_SHARE = 1e-9  # of the prior beyond the outermost draw, in each dimension
 _ROOM = 8  # times the draws of the search: a budget that leaves less is not spent on it
 _INMOST = 0.03  # of how far it is from the prior's middle, to which a draw is moved at most
+_NEAR, _NEAREST = 4096, 1e-7  # in few dimensions, so many of them, and to so much
 _SCARCE = 32  # draws that can be used, below which more of the prior's are searched, and all are looked at
-_LOOKED_AT = 512  # promising draws of the prior
+_PROBED = 16  # best draws at which gradients are tried
+_LOOKED_AT, _NEAR_LOOKED_AT = 512, 128  # promising draws of the prior, and of those moved inwards
 
 
 def look(now: Group) -> Sequence[Group]:
@@ -42,14 +44,23 @@ def look(now: Group) -> Sequence[Group]:
             record.best = None
     if not bool(somewhere.any()):
         return []
-    top = ell.topk(min(16, n), 1).indices
-    some = trues_first(usable)[:, :_SCARCE]
-    now.gradient = useful_gradient(now.target, picked(z, torch.cat([top, some], 1)))
+    each = [_promising(z, ell, _LOOKED_AT)]
+    if now.searched.shape[1:2] > (now.n_prior,):
+        each.append(_promising(now.searched[:, now.n_prior :], now.found[:, now.n_prior :], _NEAR_LOOKED_AT))
+    now.starts, now.usable = (torch.cat(parts, 1) for parts in zip(*each, strict=True))
+    best = [picked(z, ell.topk(min(_PROBED, n), 1).indices), *(near[:, :_PROBED] for near, _ in each[1:])]
+    now.gradient = useful_gradient(
+        now.target, torch.cat([*best, picked(z, trues_first(usable)[:, :_SCARCE])], 1)
+    )
     if not now.gradient:
         now.tell(now.all(), "the potential has no useful gradient")
-    promising = (ell + 0.5 * z.square().sum(-1)).topk(min(_LOOKED_AT, n), 1).indices
-    now.starts, now.usable = picked(z, promising), usable.gather(1, promising)
     return [now.only(somewhere)]
+
+
+def _promising(z: Tensor, ell: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """The n points of highest likelihood (F, n, d), and whether they can be used."""
+    best = (ell + 0.5 * z.square().sum(-1)).topk(min(n, z.shape[1]), 1).indices
+    return picked(z, best), torch.isfinite(ell.gather(1, best))
 
 
 def _search(now: Group) -> tuple[Tensor, Tensor, int]:
@@ -61,9 +72,12 @@ def _search(now: Group) -> tuple[Tensor, Tensor, int]:
     more = now.effort.search if d <= SEARCHED else now.effort.inward
     more = more if now.target.budget.left > _ROOM * more else 0
     z = _evenly_drawn(now.target, n + more)
+    n_prior = n
     if d > SEARCHED:
         z[:, n:] *= _INMOST ** torch.rand_like(z[:, n:, :1])
-    n_prior = n + more if d <= SEARCHED else n
+    elif more:
+        n_prior += more - _NEAR
+        z[:, n_prior:] *= _NEAREST ** torch.rand_like(z[:, n_prior:, :1])
     ell, end = now.target.value_as_far(z, MIN_DRAWS)
     scarce = bool((is_usable(ell[:, :n]).sum(1) < _SCARCE).any())
     if scarce and d > SEARCHED and more and end is None:

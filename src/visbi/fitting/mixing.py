@@ -15,7 +15,7 @@ from torch import Tensor
 from visbi.core.rows import picked
 from visbi.families.gaussians import Mixture
 from visbi.fitting.afar import at_summits
-from visbi.fitting.climbing import Group
+from visbi.fitting.climbing import NOTHING, Group
 from visbi.fitting.explore import Exploration
 from visbi.fitting.flying import fly
 from visbi.fitting.mixture import defended, local_covariances, spread_out
@@ -73,10 +73,9 @@ def mixture(now: Group) -> Sequence[Group]:
     while bool((trial.merit <= ENOUGH).any()) and (other := next(candidates, None)) is not None:
         fresh = now.pool.tried(defended(other), now.effort.trial)
         best, trial = _better(best, trial, other, fresh)
-    if now.alone and now.gradient and bool(((trial.merit < _LOST) & now.far_too_wide()).all()):
-        now.summit = at_summits(now)
-        fresh = now.pool.tried(defended(now.summit), now.effort.trial)
-        best, trial = _better(best, trial, now.summit, fresh)
+    sunk = now.far_too_wide() | (trial.log_z > seen.log_evidence + NOTHING)
+    if now.alone and now.gradient and bool(((trial.merit < _LOST) & sunk).all()):
+        best, trial = _or_summits(now, best, trial)
     now.consider("a mixture", best, trial)
     best, trial = _completed(now, best, trial)
     # what is not refitted has the masses of its modes from here
@@ -131,8 +130,9 @@ def _completed(now: Group, q: Mixture, trial: Trial) -> tuple[Mixture, Trial]:
 
 
 def _better(q: Mixture, trial: Trial, other: Mixture, fresh: Trial) -> tuple[Mixture, Trial]:
-    """q, or the other where its merit is clearly higher."""
-    higher = fresh.merit > _CLEARLY * trial.merit
+    """q, or the other where its merit is clearly higher, or makes nothing of it."""
+    more = fresh.log_z - trial.log_z
+    higher = (more > NOTHING) | ((more > -NOTHING) & (fresh.merit > _CLEARLY * trial.merit))
     return q.better(other, higher), trial.better(fresh, higher)
 
 
@@ -235,8 +235,17 @@ def _filled(now: Group, q: Mixture, trial: Trial) -> tuple[Mixture, Trial]:
     for _ in range(_TIMES):
         if not bool((missing_uphill(now, defended(q), trial.log_z, trial, base=q) > FEW).all()):
             break
+        before = trial.log_z
         q, trial = now.joined()
+        if bool(((trial.merit < _LOST) & (trial.log_z > before + NOTHING)).all()):
+            q, trial = _or_summits(now, q, trial)
     return q, trial
+
+
+def _or_summits(now: Group, q: Mixture, trial: Trial) -> tuple[Mixture, Trial]:
+    """q, or what is matched at the ends of ascents, where that is better."""
+    now.summit = at_summits(now)
+    return _better(q, trial, now.summit, now.pool.tried(defended(now.summit), now.effort.trial))
 
 
 def _once_more(now: Group, q: Mixture, trial: Trial, *, again: int) -> list[Group]:
