@@ -10,6 +10,7 @@ from torch.distributions import Independent, MultivariateNormal, Normal
 from visbi.certificate import WeightedDraws
 from visbi.families.bent import BentBody
 from visbi.fitting import bending, looking, matching, mixing
+from visbi.fitting.bend import BentProposal, bent_around
 from visbi.fitting.bending import bent, bent_at_sight
 from visbi.fitting.climbing import ALONE, SIDE_BY_SIDE, Group, Record
 from visbi.fitting.ladder import Answer, climb
@@ -144,6 +145,32 @@ class TestSideBySide:
         bent_at_sight(now)
         assert ((now.target.tally.gradients - before) > 0).tolist() == [True, False, False]
         assert now.records[0].answer is not None
+
+    def test_each_is_certified_by_its_name(self, monkeypatch):
+        """A mixture for two modes, a Gaussian for the others; what fails is asked once more, of its kind."""
+        now, asked = self.group(), []
+
+        def certificate(now: Group, name: str, q: BentProposal, **_: object) -> Tensor:
+            asked.append((name, len(now.records), len(q.noise.loc)))
+            return ~now.all()
+
+        now.explore(256)
+        assert now.seen is not None
+        weights = torch.full((3, 256), 1 / 256).double()
+        q, _ = bent_around(now.seen.z, weights, mixed=torch.tensor([False, True, False]))
+        trial = now.pool.draw(q, 512)
+        monkeypatch.setattr(bending, "certified", certificate)
+        monkeypatch.setattr(bending, "_regressed", lambda *_: (q, trial, torch.ones(3)))
+        rest = bending._answers(now, q, trial)
+        assert asked == 2 * [("a bent mixture", 1, 1), ("a bent Gaussian", 2, 2)]
+        assert sorted(len(group.records) for group in rest) == [1, 2]
+        assert all(record.regressed for record in now.records)
+
+    def test_once_is_enough(self):
+        now = self.group()
+        for record in now.records:
+            record.regressed = True
+        assert bent(now) == [now] and now.seen is None
 
     def test_at_sight_the_plane_is_left_alone(self):
         now = group_of(lambda theta: banana(torch.cat([theta, theta], 1)[:, :2]), [2.0, 2.0], SIDE_BY_SIDE)

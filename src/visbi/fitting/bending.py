@@ -41,10 +41,15 @@ _MIXTURE = "a bent mixture"
 
 
 def bent(now: Group) -> Sequence[Group]:
-    """Bent Gaussians, or mixtures; gives back the fits of which those are no answer."""
+    """Bent Gaussians, or mixtures, for those fits that have had none; gives back what they do not answer."""
     if now.target.dim < _DIMENSIONS:
         return [now]
-    rest, found = _of_particles(now)
+    had, fresh = now.parts(now.where(lambda record: record.regressed))
+    rest = [] if had is None else [had]
+    if fresh is None:
+        return rest
+    others, found = _of_particles(fresh)
+    rest += others
     for group, q, trial in found:
         rest += _answers(group, q, trial)
     return rest
@@ -91,18 +96,33 @@ def _of_particles(now: Group) -> tuple[list[Group], list[tuple[Group, BentPropos
 
 def _answers(now: Group, q: BentProposal, trial: Trial) -> list[Group]:
     """Regresses, and asks for certificates; gives back what gets none."""
+    for record in now.records:
+        record.regressed = True
     q, trial, steady = _regressed(now, q, trial)
     q, trial = _completed(now, q, trial)
     if now.alone:
         now.records[0].count_among(trial.z[0], q)
-    rest, least = [], LITTLE if now.alone else CLEAR  # few draws tell less: see `mixing._unsteady`
+    steadily = steady >= (LITTLE if now.alone else CLEAR)  # few draws tell less: see `mixing._unsteady`
     for name, which in _named(q):
-        group, shares = now.only(which), steady[which]
-        mine = trial.of_fits(which)
-        group.tell(shares < least, lambda i, name=name, mine=mine: f"{name} had {mine.numbers(i)}")
-        asked, others = group.parts(shares >= least)
-        rest += [] if others is None else [others]
-        rest += [] if asked is None else _certified(asked, name, q.of_fits(which).of_fits(shares >= least))
+        now.tell(which & ~steadily, lambda i, name=name: f"{name} had {trial.numbers(i)}")
+    asked, others = now.parts(steadily)
+    rest = [] if others is None else [others]
+    if asked is None:
+        return rest
+    for group, kind in _uncertified(asked, q.of_fits(steadily)):
+        # once more with the draws of the certificate, which show more of the ends than the trials did
+        again = _of_all_points(group, mixed=group.all() if kind == _MIXTURE else None)
+        rest += [left for left, _ in _uncertified(group, again)]
+    return rest
+
+
+def _uncertified(now: Group, q: BentProposal) -> list[tuple[Group, str]]:
+    """The fits that q does not answer, by what it was."""
+    rest = []
+    for name, which in _named(q):
+        group = now.only(which)
+        left = group.parts(certified(group, name, q.of_fits(which), spare=SPARE, more_to_come=True))[1]
+        rest += [] if left is None else [(left, name)]
     return rest
 
 
@@ -131,18 +151,6 @@ def _along_entries(loc: Tensor, cov: Tensor) -> Mixture:
     stretch = 1.0 + (_WIDER - 1.0) * torch.eye(d).to(loc)
     each = stretch[:, :, None] * cov[:, None] * stretch[:, None]
     return Mixture.of(torch.zeros(len(loc), d).to(loc), loc.expand(-1, d, -1), each)
-
-
-def _certified(now: Group, name: str, q: BentProposal) -> list[Group]:
-    """Once more with the draws of the first certificate: they show more of the ends than the trials did."""
-    answered = certified(now, name, q, spare=SPARE, more_to_come=True)
-    left = now.parts(answered)[1]
-    if left is None:
-        return []
-    q = _of_all_points(left, mixed=now.all() if name == _MIXTURE else None)
-    ((name, _),) = _named(q)
-    over = left.parts(certified(left, name, q, spare=SPARE, more_to_come=True))[1]
-    return [] if over is None else [over]
 
 
 def _regressed(now: Group, q: BentProposal, trial: Trial) -> tuple[BentProposal, Trial, Tensor]:

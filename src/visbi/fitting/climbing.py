@@ -131,7 +131,7 @@ class Record:
     Attributes:
         story: why the rungs so far did not answer.
         count_modes: says how many there seem to be, if that is asked for.
-        flown: whether a flow was tried.
+        flown, regressed: whether a flow, a bend, was tried.
         looked: draws of the prior (N, d) with ell there (N,), -inf where it is not finite: all that is known
             where the climb ends before a q was tried.
         best: the best q so far (F = 1) with its rung and trial.
@@ -148,6 +148,7 @@ class Record:
     story: list[str] = field(default_factory=list)
     count_modes: Callable[[], int] = lambda: 1
     flown: bool = False
+    regressed: bool = False
     looked: tuple[Tensor, Tensor] | None = None
     best: tuple[str, Proposal, Trial] | None = None
     answer: tuple[str, Answer] | None = None
