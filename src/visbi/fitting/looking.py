@@ -45,7 +45,7 @@ def look(now: Group) -> Sequence[Group]:
     if not bool(somewhere.any()):
         return []
     each = [_promising(z, ell, _LOOKED_AT)]
-    if now.searched.shape[1:2] > (now.n_prior,):
+    if len(now.searched) and now.searched.shape[1] > now.n_prior:
         each.append(_promising(now.searched[:, now.n_prior :], now.found[:, now.n_prior :], _NEAR_LOOKED_AT))
     now.starts, now.usable = (torch.cat(parts, 1) for parts in zip(*each, strict=True))
     best = [picked(z, ell.topk(min(_PROBED, n), 1).indices), *(near[:, :_PROBED] for near, _ in each[1:])]
