@@ -108,10 +108,9 @@ class Bend:
 
     def better(self, other: "Bend", where: Tensor) -> "Bend":
         """These F maps, and `other` for those `where`, (F,) bool."""
-        pairs = {name: (mine, getattr(other, name)) for name, mine in self.tensors.items()}
         chosen = {
-            name: torch.where(where.view(-1, *[1] * (mine.ndim - 1)), its, mine)
-            for name, (mine, its) in pairs.items()
+            name: torch.where(where.view(-1, *[1] * (mine.ndim - 1)), other.tensors[name], mine)
+            for name, mine in self.tensors.items()
         }
         return Bend(**chosen, crossed=self.crossed)
 

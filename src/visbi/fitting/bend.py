@@ -128,8 +128,7 @@ def bend_of(z: Tensor, weights: Tensor) -> tuple[Bend, Tensor]:
     together = max(1, _AT_ONCE // max(n * d**2, n * count, d * count**2))
     pairs = zip(z.split(together), weights.split(together), strict=True)
     bends, nats = zip(*(_bend_of(*pair, crossed=crossed) for pair in pairs), strict=True)
-    names = bends[0].tensors
-    whole = {name: torch.cat([bend.tensors[name] for bend in bends]) for name in names}
+    whole = {name: torch.cat([bend.tensors[name] for bend in bends]) for name in bends[0].tensors}
     return Bend(**whole, crossed=crossed), torch.cat(nats)
 
 

@@ -14,9 +14,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from visbi.certificate.rows import cleaned, pareto_smooth
 from visbi.families.gaussians import Mixture
-from visbi.fitting.bend import BentProposal, bent_around
+from visbi.fitting.bend import BentProposal, bend_of, bent_around
 from visbi.fitting.climbing import Group
 from visbi.fitting.mixing import CLEAR, LITTLE
 from visbi.fitting.mixture import defence, moments
@@ -49,10 +48,7 @@ def bent(now: Group) -> Sequence[Group]:
     if fresh is None:
         return rest
     others, found = _of_particles(fresh)
-    rest += others
-    for group, q, trial in found:
-        rest += _answers(group, q, trial)
-    return rest
+    return [*rest, *others, *([] if found is None else _answers(*found))]
 
 
 def bent_at_sight(now: Group) -> Sequence[Group]:
@@ -62,11 +58,11 @@ def bent_at_sight(now: Group) -> Sequence[Group]:
     """
     if now.target.dim < _DIMENSIONS:
         return [now]
-    some, others = now.parts(bent_around(*now.pool.points(now.effort.points))[1] > _WORTH)
+    some, others = now.parts(bend_of(*now.pool.points(now.effort.points))[1] > _WORTH)
     return [*([] if others is None else [others]), *([] if some is None else bent(some))]
 
 
-def _of_particles(now: Group) -> tuple[list[Group], list[tuple[Group, BentProposal, Trial]]]:
+def _of_particles(now: Group) -> tuple[list[Group], tuple[Group, BentProposal, Trial] | None]:
     """The fits that are not bent or something else, too, and the bent Gaussians of the others' particles,
     with trials of them.
     """
@@ -85,13 +81,13 @@ def _of_particles(now: Group) -> tuple[list[Group], list[tuple[Group, BentPropos
     some, others = now.parts(near)
     rest = [] if others is None else [others]
     if some is None:
-        return rest, []
+        return rest, None
     q, log_p, unsure = q.of_fits(near), log_p[near], unsure[near]
     trial = some.pool.tried(q, some.effort.trial)
     near = ~unsure | (log_p - trial.log_z < _LEFT)
     found, others = some.parts(near)
     rest += [] if others is None else [others]
-    return rest, [] if found is None else [(found, q.of_fits(near), trial.of_fits(near))]
+    return rest, None if found is None else (found, q.of_fits(near), trial.of_fits(near))
 
 
 def _answers(now: Group, q: BentProposal, trial: Trial) -> list[Group]:
@@ -134,7 +130,7 @@ def _completed(now: Group, q: BentProposal, trial: Trial) -> tuple[BentProposal,
     if not now.alone or bool((trial.share < LITTLE).any()):
         return q, trial
     u, _ = q.bend.pull(trial.z)
-    along = _along_entries(*moments(u, torch.softmax(pareto_smooth(cleaned(trial.log_w))[0], 1)))
+    along = _along_entries(*moments(u, torch.softmax(trial.smooth, 1)))
     bend = replace(q.bend, low=q.bend.low - _FURTHER, high=q.bend.high + _FURTHER)
     lacks = missing_at(now, q, BentProposal(along, bend), trial.log_z, trial)
     if not bool((lacks > FEW).all()):
@@ -173,7 +169,7 @@ def _regressed(now: Group, q: BentProposal, trial: Trial) -> tuple[BentProposal,
         better = ~over & (trial.share > highest)
         best, best_trial = best.better(q, better), best_trial.better(trial, better)
         last = torch.where(over | stalled, before, trial.share)  # of Gaussians alone
-        lower = last.minimum(torch.where(stalled, shares[-2 if len(shares) > 1 else -1], before))
+        lower = last.minimum(torch.where(stalled, shares[-2:][0], before))
         steady = torch.where(over, steady, torch.where(_good(trial), last, lower))
         shares.append(last)
         over = over | stalled | _good(trial)

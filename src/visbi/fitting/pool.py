@@ -88,6 +88,11 @@ class Trial:
         return self.ell - self.log_q
 
     @property
+    def smooth(self) -> Tensor:
+        """(F, n) log-weights with their tail smoothed."""
+        return pareto_smooth(cleaned(self.log_w))[0]
+
+    @property
     def n_effective(self) -> float:
         """Draws of a single proposal (F = 1) in effect."""
         return float(self.share) * self.ell.shape[1]

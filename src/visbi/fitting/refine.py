@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from visbi.certificate.rows import cleaned, pareto_smooth
 from visbi.core.logs import exp_, log_sum_exp
 from visbi.core.rows import leading, picked
 from visbi.families.gaussians import Mixture
@@ -120,7 +119,7 @@ def weighed(q: Mixture, trial: Trial) -> Mixture:
     >>> weighed(q, Trial.of(z, p.log_prob(z), defended(q).log_prob(z))).log_weights.exp()
     tensor([[0.30, 0.70]], dtype=torch.float64)
     """
-    weights = torch.softmax(pareto_smooth(cleaned(trial.log_w))[0], 1)
+    weights = torch.softmax(trial.smooth, 1)
     part = q.by_component(trial.z)
     share = (exp_(part - log_sum_exp(part, 1)[:, None]) @ weights[..., None])[..., 0]
     return _partly_even(q, share.log(), _LEAST_WEIGHT)

@@ -217,14 +217,14 @@ class Target:
             if self.fits > 1 or z.shape[1] == 1:
                 raise
             first = error
-        pieces, parts, bad = [*reversed(z.split(-(-z.shape[1] // 2), 1))], [], 0
+        pieces, parts, bad = _halves(z), [], 0
         while pieces:
             piece = pieces.pop()
             try:
                 parts.append(self._evaluate(piece))
             except ValueError:
                 if piece.shape[1] > 1:
-                    pieces += reversed(piece.split(-(-piece.shape[1] // 2), 1))
+                    pieces += _halves(piece)
                     continue
                 parts.append(torch.full_like(piece[..., 0], torch.nan))
                 bad += 1
@@ -268,6 +268,11 @@ def _numbers(z: Tensor) -> tuple[Tensor, Tensor | None]:
         return z, None
     lost = ~torch.isfinite(z).all(-1)
     return torch.where(lost[..., None], 0.0, z), lost
+
+
+def _halves(z: Tensor) -> list[Tensor]:
+    """The second and the first half of z (F, M, d), M > 1: a stack gives the first one back first."""
+    return [*reversed(z.split(-(-z.shape[1] // 2), 1))]
 
 
 def _all_finite(values: Tensor) -> bool:

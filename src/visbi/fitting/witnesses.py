@@ -15,7 +15,6 @@ import math
 import torch
 from torch import Tensor
 
-from visbi.certificate.rows import cleaned, pareto_smooth
 from visbi.certificate.weights import resample
 from visbi.core.rows import picked
 from visbi.families.gaussians import Mixture
@@ -389,8 +388,7 @@ def _with_hidden(now: Group, close: Mixture) -> Mixture | None:
 
 def _resampled(trial: Trial, n: int) -> Tensor:
     """(F, n, d) draws of the posteriors, as far as the weights of a trial can tell."""
-    smooth = pareto_smooth(cleaned(trial.log_w))[0]
-    return picked(trial.z, torch.stack([resample(row, n) for row in smooth]))
+    return picked(trial.z, torch.stack([resample(row, n) for row in trial.smooth]))
 
 
 def _accusing(now: Group, q: Proposal, log_z: Tensor) -> Tensor:
